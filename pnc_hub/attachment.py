@@ -1,0 +1,346 @@
+"""``attach`` and ``detach``: clones joined to a running model, and taken out again without a trace."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pnc_hub import fusion, patch
+from pnc_hub.artifact import Clone
+from pnc_hub.config import AdapterConfig, same_label
+from pnc_hub.errors import (
+    ClassCollisionError,
+    FingerprintMismatchError,
+    InsertionPointError,
+    NoClassifierError,
+    ProbeError,
+    TargetError,
+)
+from pnc_hub.fingerprint import matches
+from pnc_hub.points import INPUT, Skeleton
+from pnc_hub.preprocess import Preprocess
+
+_LOCK = threading.RLock()
+
+
+class Attachment:
+    """A clone joined to one model. A context manager: leaving it detaches the clone.
+
+    Attributes:
+        labels: names of the cloned classes, in the order of their logits.
+        clone: the clone; None once it has been detached.
+        fired: whether a forward pass has used the clone since it was attached.
+        insertion: the target module that it reads (``"input"`` for the image itself).
+    """
+
+    def __init__(
+        self, clone: Clone, adapter: AdapterConfig, given: Preprocess, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Made by ``attach``."""
+        self.clone: Clone | None = clone
+        self.labels, self.insertion = clone.labels, adapter.insertion.module
+        self.fired = False
+        self._adapter, self._given = adapter, given
+        self._point, self._enabled = adapter.insertion.module, True
+        self._patch: patch.Patch | None = None
+        self._model: Callable[[], nn.Module | None] = lambda: None
+        self._parts = self._built(device, dtype)
+
+    def __repr__(self) -> str:
+        if self.clone is None:
+            return f"Attachment(detached, {', '.join(self.labels)})"
+        return f"Attachment({', '.join(self.labels)} at {self.insertion!r}, {self.clone!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    @property
+    def logit_slice(self) -> slice:
+        """Where this clone's logits are in the model's output at present.
+
+        Raises:
+            TargetError: the clone is detached or disabled, so there are none.
+        """
+        start = self._patch.width if self._patch else 0
+        for member in self._patch.active if self._patch else ():
+            if member is self:
+                return slice(start, start + len(self.labels))
+            start += len(member.labels)
+        raise TargetError(f"{self!r} has no logits now: it is {'disabled' if self._patch else 'detached'}")
+
+    def detach(self) -> None:
+        """Take the clone out. In any order, twice, or after an exception: the model is what it was."""
+        with _LOCK:
+            model, joined = self._model(), self._patch
+            if joined is not None:
+                joined.members = tuple(member for member in joined.members if member is not self)
+                if model is not None:
+                    patch.uninstall(model, joined, {member._point for member in joined.members})
+                    _set_width(model, joined)
+            self.clone = self._patch = self._parts = None
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within the block the model answers as if this clone were not attached."""
+        with _LOCK:
+            before, self._enabled = self._enabled, False
+            self._show_width()
+        try:
+            yield
+        finally:
+            with _LOCK:
+                self._enabled = before
+                self._show_width()
+
+    @torch.inference_mode()
+    def verify(self, callable: Callable[[Tensor], Tensor] | None = None) -> float:
+        """Check that the clone answers its probe, and that it is heard where the model is run.
+
+        Args:
+            callable: how the model is run, if not by calling it: a compiled or wrapped version of it.
+
+        Returns:
+            The largest absolute difference from the probe's expected logits.
+
+        Raises:
+            ProbeError: beyond the artifact's tolerance, or the output does not carry the clone's logits.
+            TargetError: the model is in training mode (running it would change its statistics), or the clone detached.
+        """
+        model = self._model()
+        if self.clone is None or model is None or self._patch is None:
+            raise TargetError("the clone is detached; attach it again to verify it")
+        if any(module.training for module in model.modules()):
+            raise TargetError("the model is in training mode; call model.eval() before verifying a clone")
+        difference = self.clone.run_probe(self._adapter)
+        reference = next(model.parameters(), torch.zeros(()))
+        image = torch.zeros(1, *self._given.input_size, device=reference.device, dtype=reference.dtype)
+        expected, found = model(image), (callable or model)(image)
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
+            raise ProbeError(
+                f"the callable returns {list(found.shape)} and does not carry the clone's logits: it was compiled or"
+                " captured before the clone was attached. Attach first, or call torch.compiler.reset()."
+            )
+        return difference
+
+    def _run(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The module on one batch of features, on their device and in their dtype."""
+        module, _, device, dtype = self._parts
+        wanted = dtype if torch.is_autocast_enabled(feature.device.type) else feature.dtype
+        if (device, dtype) != (feature.device, wanted):
+            self._parts = self._built(feature.device, wanted)
+            module = self._parts[0]
+        if not self.fired:
+            self.fired = True
+        return module(feature)
+
+    def _logits(self, target_logits: Tensor, output: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """New logits [B, K] in the device and dtype of the target's."""
+        clone_logits, reject, features = (value.to(target_logits.device) for value in output)
+        gate_logit = self._parts[1](target_logits, clone_logits, reject, features)
+        return fusion.new_logits(target_logits, clone_logits, gate_logit)
+
+    def _built(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """(module, gate, device, dtype), from the clone's own tensors, so that no precision is lost on the way."""
+        module, gate = self.clone.build(self._adapter, self._given)
+        return module.to(device, dtype), gate.to(device), device, dtype
+
+    def _show_width(self) -> None:
+        model = self._model()
+        if model is not None and self._patch is not None:
+            _set_width(model, self._patch)
+
+
+def attach(
+    model: nn.Module,
+    clone: str | Path | Clone,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    on_mismatch: str = "error",
+    on_collision: str = "error",
+) -> Attachment:
+    """Join a clone to ``model``: its output gets one more logit per cloned class.
+
+    With T classes of its own, ``model(images)`` [B, C, H, W] then returns [B, T + K]; the first T columns are the model's
+    own logits bit for bit, and the K new ones follow the gated fusion of ``pnc_hub.fusion``. Several clones can be joined
+    at once. Nothing of the model changes but its hook tables and ``num_classes``; ``detach`` restores both.
+
+    Args:
+        model: a timm classifier. It may be in use by other threads.
+        clone: ``"user/name"``, ``"user/name@revision"``, a local folder, or a ``Clone``.
+        revision: branch, tag or commit sha on the Hub.
+        token: Hub token.
+        cache_dir: the Hub client's cache.
+        local_files_only: do not ask the Hub.
+        force_download: fetch again what is in the cache.
+        on_mismatch: ``"error"``, or ``"warn"`` to use an adapter that was made for other weights of this architecture.
+        on_collision: ``"error"``, or ``"allow"`` to add a class whose name the model already has.
+
+    Returns:
+        The attachment, usable as a context manager.
+
+    Raises:
+        CloneNotFoundError: no such clone.
+        ArtifactError: the clone's files can not be used.
+        FingerprintMismatchError: the clone was made for other targets and has no universal adapter.
+        InsertionPointError: the model has no module of the recorded name and shape.
+        ClassCollisionError: a cloned class has the name of one the model has.
+        NoClassifierError: the model was built with ``num_classes=0``.
+        TargetError: the model can not take hooks as it is.
+
+    Example:
+        >>> import pnc_hub, timm, torch
+        >>> model = timm.create_model("resnet18").eval()
+        >>> with pnc_hub.attach(model, "user/clone-birds") as birds:  # doctest: +SKIP
+        ...     logits = model(torch.randn(8, 3, 224, 224))
+    """
+    for name, value, allowed in (("on_mismatch", on_mismatch, "warn"), ("on_collision", on_collision, "allow")):
+        if value not in ("error", allowed):
+            raise ValueError(f"{name} is 'error' or {allowed!r}, received {value!r}")
+    _check_target(model)
+    if not isinstance(clone, Clone):
+        clone = Clone.from_pretrained(
+            clone,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+    adapter = _choose_adapter(model, clone, on_mismatch)
+    if on_collision == "error":
+        _check_labels(model, clone)
+    near = dict(model.named_modules())["" if adapter.insertion.module == INPUT else adapter.insertion.module]
+    reference = next(near.parameters(), next(model.parameters(), torch.zeros(())))
+    attachment = Attachment(clone, adapter, Preprocess.of(model), reference.device, reference.dtype)
+    _apply(model, attachment)
+    return attachment
+
+
+def attachments(model: nn.Module) -> tuple[Attachment, ...]:
+    """The clones that are joined to ``model``, in the order in which they were attached."""
+    joined = patch.patch_of(model)
+    for member in joined.members if joined else ():
+        member._model = weakref.ref(model)  # a copy of a model finds its own clones here
+    return joined.members if joined else ()
+
+
+def detach(model: nn.Module) -> None:
+    """Take every clone out of ``model``."""
+    for attachment in attachments(model):
+        attachment.detach()
+
+
+def _apply(model: nn.Module, attachment: Attachment) -> None:
+    """The one step with an effect on the model: it happens whole or not at all."""
+    with _LOCK:
+        joined = patch.patch_of(model) or patch.Patch(int(model.num_classes), attachment._given.input_size[0])
+        attachment._patch, attachment._model = joined, weakref.ref(model)
+        try:
+            patch.install(model, joined, {attachment._point})
+            joined.members = (*joined.members, attachment)
+            _set_width(model, joined)
+        except BaseException:
+            attachment.detach()
+            raise
+
+
+def _set_width(model: nn.Module, joined: patch.Patch) -> None:
+    model.num_classes = joined.width + sum(len(member.labels) for member in joined.active)
+
+
+def _check_target(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"a clone attaches to a timm model (an nn.Module), received a {type(model).__name__}")
+    kind = type(model).__name__
+    if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel)) or hasattr(model, "_orig_mod"):
+        raise TargetError(
+            f"hooks do not reach through a {kind}; attach to the plain model, then script, compile or wrap it"
+        )
+    width = getattr(model, "num_classes", None)
+    if isinstance(width, int) and width <= 0:
+        raise NoClassifierError(
+            f"{kind} has no classifier head (num_classes={width}), so there are no logits to extend; build it with its"
+            " classes, as in timm.create_model(name, pretrained=True)"
+        )
+    if not isinstance(width, int):
+        raise NoClassifierError(f"{kind} does not say how many classes it has; set its attribute num_classes first")
+
+
+def _choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterConfig:
+    names = {name for name, _ in model.named_modules()}
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    made_for = [adapter for adapter in clone.config.adapters if adapter.target is not None]
+    for adapter in made_for:
+        target, insertion = adapter.target, adapter.insertion
+        at_input = insertion.module == INPUT
+        if at_input and (architecture, model.num_classes) == (target.architecture, target.num_classes):
+            return adapter
+        if insertion.module in names and matches(model, insertion.trunk, target.fingerprint):
+            return adapter
+    if on_mismatch == "warn":
+        return _forced_adapter(model, made_for, architecture)
+    universal = next((adapter for adapter in clone.config.adapters if adapter.target is None), None)
+    if universal is None:
+        raise FingerprintMismatchError(_mismatch(model, made_for, architecture))
+    warnings.warn(
+        f"{clone!r} has no adapter for this {type(model).__name__}: it is attached at the input, where it shares no"
+        " computation and its gate was not calibrated for this model (no locality budget holds)",
+        stacklevel=3,
+    )
+    return universal
+
+
+def _forced_adapter(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> AdapterConfig:
+    points = Skeleton(model).points
+    for adapter in made_for:
+        if points.get(adapter.insertion.module) == adapter.insertion.point():
+            warnings.warn(
+                _mismatch(model, [adapter], architecture) + " It is attached all the same, as asked: measure it first.",
+                stacklevel=4,
+            )
+            return adapter
+    wanted = ", ".join(f"{a.insertion.module} ({a.insertion.channels} channels)" for a in made_for)
+    raise InsertionPointError(
+        f"the clone reads {wanted or 'the input'}, and {type(model).__name__} has no such insertion point;"
+        f" its insertion points are {', '.join(points)}"
+    )
+
+
+def _mismatch(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> str:
+    targets = ", ".join(f"{a.target.hub_id or a.target.architecture} (at {a.insertion.module})" for a in made_for)
+    return (
+        f"the clone was made for {targets or 'no target'}, and the weights of this"
+        f" {architecture or type(model).__name__} up to the insertion point are others. Load the weights it was made for,"
+        " or have an adapter made for this model."
+    )
+
+
+def _check_labels(model: nn.Module, clone: Clone) -> None:
+    own = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
+    present = {same_label(str(label)): "the model" for label in own}
+    for attachment in attachments(model):
+        present.update((same_label(label), repr(attachment)) for label in attachment.labels)
+    for label in clone.labels:
+        if same_label(label) in present:
+            raise ClassCollisionError(
+                f"the clone adds class {label!r}, which {present[same_label(label)]} already has; attach it with"
+                " on_collision='allow' to have both"
+            )

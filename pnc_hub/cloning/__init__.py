@@ -1,0 +1,5 @@
+"""The learning side: from a source, a target and images to a ``Clone``. Needs ``pip install 'pnc-hub[clone]'``."""
+
+from pnc_hub.cloning.learn import clone
+
+__all__ = ["clone"]

@@ -1,0 +1,218 @@
+"""Images for learning a clone: folders, timm data sets or torch datasets, brought to (tensor, label) pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from pnc_hub.config import same_label
+from pnc_hub.errors import DataError, ImageError, SourceError
+from pnc_hub.preprocess import Preprocess
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Split:
+    """One set of images in three parts: for fitting, for choices, and for the report, which is read once."""
+
+    fit: Dataset
+    choose: Dataset
+    report: Dataset
+
+    @classmethod
+    def of(cls, dataset: Images, seed: int, choose: float = 0.15, report: float = 0.15) -> Split:
+        """Split every class in the same proportions, shuffled by ``seed``; each part gets at least one image a class."""
+        rng = np.random.RandomState(seed)
+        parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+        labels = np.asarray(dataset.labels)
+        for label in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            if len(members) < 3:
+                raise DataError(
+                    f"class {label} has {len(members)} images; learning, choosing and reporting need 3 at least"
+                )
+            held = [max(1, round(share * len(members))) for share in (report, choose)]
+            cuts = np.cumsum(held)
+            for part, chosen in zip((2, 1, 0), np.split(members, cuts), strict=True):
+                parts[part].extend(chosen.tolist())
+        return cls(*(Subset(dataset, sorted(part)) for part in parts))
+
+
+class Images(Dataset):
+    """Images of some classes of ``dataset``, transformed for ``preprocess``, with labels of our own numbering."""
+
+    def __init__(self, dataset: Any, preprocess: Preprocess, relabel: Mapping[int, int] | None) -> None:
+        """``relabel`` maps a label of ``dataset`` to ours; images of other labels are left out. None: all, unlabelled."""
+        self.dataset, self.preprocess = dataset, preprocess
+        given = [UNLABELLED] * len(dataset) if relabel is None else _labels(dataset)
+        relabel = {UNLABELLED: UNLABELLED} if relabel is None else relabel
+        self.indices = [index for index, label in enumerate(given) if label in relabel]
+        self.labels = [relabel[given[index]] for index in self.indices]
+        self.transform = _transform(preprocess)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        item = self.dataset[self.indices[index]]
+        image = item[0] if isinstance(item, (tuple, list)) else item
+        return self._tensor(image), self.labels[index]
+
+    def _tensor(self, image: Any) -> Tensor:
+        if isinstance(image, Tensor):
+            if not image.is_floating_point() or tuple(image.shape) != self.preprocess.input_size:
+                raise ImageError(
+                    f"tensor images are taken as the target's inputs: floats of shape {list(self.preprocess.input_size)};"
+                    f" found {image.dtype} {list(image.shape)}. Give PIL images to have them transformed."
+                )
+            return image
+        if not hasattr(image, "convert"):
+            raise ImageError(f"an image is a PIL image or a tensor, found {type(image).__name__}")
+        return self.transform(image.convert("L" if self.preprocess.input_size[0] == 1 else "RGB"))
+
+
+def open_dataset(data: Any) -> Any:
+    """A folder of class folders, a ``timm.data.create_dataset`` name, or a torch dataset, as a dataset of (image, label).
+
+    Raises:
+        DataError: it is none of these, or can not be read.
+    """
+    from timm.data import ImageDataset, create_dataset
+
+    if isinstance(data, (str, Path)):
+        try:
+            if Path(data).is_dir():
+                return ImageDataset(str(data))
+            return create_dataset(str(data), root=None)
+        except Exception as error:  # readers of every kind and origin stand behind this call
+            raise DataError(
+                f"no images found: {str(data)!r} is neither a folder with a folder of images per class nor a data set that"
+                f" timm.data.create_dataset opens ({type(error).__name__}: {error})"
+            ) from error
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return data
+    raise DataError(
+        "images come as a folder of class folders, a timm.data.create_dataset name, or a torch Dataset of (image, label);"
+        f" received a {type(data).__name__}"
+    )
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """Names of the labels 0, 1, ... of ``dataset``, or None where it has none."""
+    to_index = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or getattr(dataset, "class_to_idx", None)
+    if to_index:
+        return [str(name) for name, _ in sorted(to_index.items(), key=lambda item: item[1])]
+    names = getattr(dataset, "classes", None)
+    return [str(name) for name in names] if names is not None else None
+
+
+def label_names(model: nn.Module) -> list[str] | None:
+    """Names of the classes of a model, where timm records them."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    return [str(name) for name in names] if names else None
+
+
+def resolve_classes(
+    classes: Mapping[str, int] | Sequence[str | int], source: nn.Module, names: list[str] | None
+) -> dict[str, int]:
+    """Label -> row of the source's head.
+
+    Args:
+        classes: a mapping, or labels or indices of the source's classes.
+        source: the source.
+        names: names of the data set's labels, which serve when the source has as many classes and no names of its own.
+
+    Raises:
+        SourceError: a class is not one of the source's, or is named twice.
+    """
+    count = int(source.num_classes)
+    known = label_names(source) or (names if names and len(names) == count else None)
+    if isinstance(classes, Mapping):
+        resolved = [(str(label), index) for label, index in classes.items()]
+    else:
+        resolved = [_resolve(entry, known, source, count) for entry in classes]
+    for label, index in resolved:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+            raise SourceError(f"class {label!r} is index {index!r}, and the source has classes 0 to {count - 1}")
+    if not resolved or len({index for _, index in resolved}) != len(resolved):
+        raise SourceError(f"give at least one class, each once; received {list(classes)!r:.200}")
+    return dict(resolved)
+
+
+def relabel_cloned(classes: dict[str, int], names: list[str] | None) -> dict[int, int]:
+    """Label of the data set -> position among the cloned classes.
+
+    Without names the data set's labels are the source's class indices; with names they are matched to the cloned labels.
+    """
+    if names is None:
+        return {index: position for position, index in enumerate(classes.values())}
+    position_of = {same_label(name): label for label, name in enumerate(names)}
+    mapped = {}
+    for position, (label, index) in enumerate(classes.items()):
+        found = position_of.get(same_label(label), position_of.get(str(index)))
+        if found is None:
+            raise DataError(
+                f"no images of class {label!r} (source index {index}): the data has {', '.join(names[:20])}. Name its folder"
+                f" {label!r} or {str(index)!r}"
+            )
+        mapped[found] = position
+    return mapped
+
+
+def relabel_target(target: nn.Module, dataset: Any) -> dict[int, int] | None:
+    """Label of the data set -> index of the target's class; None where the names do not tell."""
+    names, own = class_names(dataset), label_names(target)
+    count = int(target.num_classes)
+    if names is None:
+        return {index: index for index in range(count)}
+    if own is not None:
+        index_of = {same_label(name): index for index, name in enumerate(own)}
+        mapped = {label: index_of.get(same_label(name)) for label, name in enumerate(names)}
+        return mapped if None not in mapped.values() else None
+    return {index: index for index in range(count)} if len(names) == count else None
+
+
+def _resolve(entry: str | int, known: list[str] | None, source: nn.Module, count: int) -> tuple[str, int]:
+    if isinstance(entry, int):
+        return (known[entry] if known and 0 <= entry < len(known) else str(entry)), entry
+    same = [index for index, name in enumerate(known or []) if same_label(name) == same_label(entry)]
+    if len(same) != 1:
+        have = f"its classes are {', '.join(known[:20])}" if known else "it does not record the names of its classes"
+        raise SourceError(
+            f"{entry!r} names {len(same)} of the {count} classes of {type(source).__name__}: {have}. Give a mapping from"
+            " label to class index, as in classes={'heron': 131}"
+        )
+    return entry, same[0]
+
+
+def _labels(dataset: Any) -> list[int]:
+    samples = getattr(getattr(dataset, "reader", None), "samples", None)
+    if samples is not None:
+        return [int(label) for _, label in samples]
+    targets = getattr(dataset, "targets", None)
+    if targets is None and isinstance(dataset, torch.utils.data.TensorDataset):
+        targets = dataset.tensors[1]
+    if targets is None:
+        targets = [dataset[index][1] for index in range(len(dataset))]
+    return [int(label) for label in targets]
+
+
+def _transform(preprocess: Preprocess) -> Any:
+    from timm.data import create_transform
+
+    return create_transform(
+        preprocess.input_size,
+        is_training=False,
+        interpolation=preprocess.interpolation,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        crop_pct=preprocess.crop_pct,
+    )

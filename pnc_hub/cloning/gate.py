@@ -1,0 +1,163 @@
+"""The gate: telling images of the cloned classes from images of the target's.
+
+With target images a logistic regression on the scalars of both heads and on the module's features, its penalty chosen on
+held-out images. Without them what is known of the source alone: its own odds of the cloned classes against its others
+(the reject logit), or, where nothing was left out, how unusual the energies are for images of the cloned classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pnc_hub import fusion
+from pnc_hub.module import Gate
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+_UNIVERSAL = [fusion.SCALARS.index(name) for name in ("clone_energy", "clone_max", "reject")]
+
+
+@dataclass
+class Evidence:
+    """What target and clone say of some images, and what is true of them."""
+
+    target_logits: Tensor  # [N, T]
+    clone_logits: Tensor  # [N, K]
+    reject: Tensor  # [N]
+    features: Tensor  # [N, C]
+    labels: Tensor  # [N], the target's class, or the position among the cloned classes; -1 unknown
+
+    def __len__(self) -> int:
+        return len(self.target_logits)
+
+    def scalars(self) -> Tensor:
+        """[N, 5] as the gate sees them."""
+        return fusion.scalars(self.target_logits, self.clone_logits, self.reject)
+
+    def gate_logit(self, gate: Gate) -> Tensor:
+        """[N]."""
+        with torch.no_grad():
+            return gate(self.target_logits, self.clone_logits, self.reject, self.features)
+
+    def margin(self, gate: Gate) -> Tensor:
+        """[N]; positive where the prediction goes to the clone."""
+        return fusion.diversion_margin(self.target_logits, self.clone_logits, self.gate_logit(gate))
+
+
+def fit(cloned: Evidence, target: Evidence | None, held_out: tuple[Evidence, Evidence | None], universal: bool) -> Gate:
+    """A gate from evidence on images of the cloned classes and, if there are any, of the target's.
+
+    Args:
+        cloned: images of the cloned classes.
+        target: images of the target's classes, or None.
+        held_out: the same two, to choose the penalty on.
+        universal: leave out what depends on the target's logits, so that the gate fits any target.
+    """
+    columns = _UNIVERSAL if universal else list(range(len(fusion.SCALARS)))
+    if target is None:
+        return _from_cloned_alone(cloned, universal)
+    x = torch.cat([_inputs(cloned, columns), _inputs(target, columns)]).numpy()
+    y = np.r_[np.ones(len(cloned)), np.zeros(len(target))]
+    x_held = torch.cat([_inputs(part, columns) for part in held_out]).numpy()
+    y_held = np.r_[np.ones(len(held_out[0])), np.zeros(len(held_out[1]))]
+    mean, spread = x.mean(0), x.std(0) + 1e-6
+    fitted = [
+        _logistic((x - mean) / spread, y, penalty, width)
+        for width in (len(columns), x.shape[1])
+        for penalty in PENALTIES
+    ]
+    weight, bias = min(fitted, key=lambda solution: _log_loss((x_held - mean) / spread, y_held, *solution))
+    gate = Gate(x.shape[1] - len(columns)).requires_grad_(False)
+    weight = torch.from_numpy(weight / spread).float()
+    gate.scalars[columns] = weight[: len(columns)]
+    gate.features.copy_(weight[len(columns) :])
+    gate.bias.fill_(float(bias - (weight.numpy() * mean).sum()))
+    return gate
+
+
+def best_offset(gate: Gate, cloned: Evidence, target: Evidence | None, locality_budget: float | None) -> float:
+    """The offset that does best for old and new classes together on held-out images, or the budget's if that is higher.
+
+    Args:
+        gate: its offset must be 0.
+        cloned: held-out images of the cloned classes.
+        target: held-out images of the target's classes; without them the offset stays 0.
+        locality_budget: largest share of target images that may be diverted; the split-conformal quantile guarantees it
+            on average over draws of the held-out images.
+    """
+    if target is None:
+        return 0.0
+    new, old = cloned.margin(gate).numpy(), target.margin(gate).numpy()
+    right_new = (cloned.clone_logits.argmax(1) == cloned.labels).numpy()
+    right_old = ((target.target_logits.argmax(1) == target.labels) | (target.labels < 0)).numpy()
+    edges = np.sort(np.r_[new, old])
+    edges = np.r_[edges[0] - 1, edges, edges[-1] + 1]
+    offsets = (edges[1:] + edges[:-1]) / 2
+    scores = np.array([((new > o) & right_new).mean() + ((old <= o) & right_old).mean() for o in offsets])
+    best = float(np.median(offsets[scores >= scores.max() - 1e-9]))
+    if locality_budget is None:
+        return best
+    return max(best, conformal_offset(old, locality_budget))
+
+
+def conformal_offset(margins: np.ndarray, budget: float) -> float:
+    """Split-conformal quantile of the diversion margin: with n images, the ceil((n + 1)(1 - budget))-th smallest.
+
+    Raises nothing; with fewer than 1/budget - 1 images no finite offset has the guarantee, and infinity is returned.
+
+    Example:
+        >>> import numpy as np
+        >>> float(conformal_offset(np.arange(99.0), 0.01))
+        98.0
+    """
+    rank = int(np.ceil((len(margins) + 1) * (1 - budget)))
+    return float(np.sort(margins)[rank - 1]) if rank <= len(margins) else float("inf")
+
+
+def auroc(positive: Tensor, negative: Tensor) -> float:
+    """Probability that a positive scores above a negative (ties count half)."""
+    from sklearn.metrics import roc_auc_score
+
+    scores = torch.cat([positive, negative]).double().numpy()
+    return float(roc_auc_score(np.r_[np.ones(len(positive)), np.zeros(len(negative))], scores))
+
+
+def _inputs(evidence: Evidence, columns: list[int]) -> Tensor:
+    return torch.cat([evidence.scalars()[:, columns], evidence.features], 1).double()
+
+
+def _logistic(x: np.ndarray, y: np.ndarray, penalty: float, width: int) -> tuple[np.ndarray, float]:
+    """Weights over the first ``width`` inputs (zero for the rest) and bias; both classes weigh the same."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=1000).fit(x[:, :width], y)
+    weight = np.zeros(x.shape[1])
+    weight[:width] = model.coef_[0]
+    return weight, float(model.intercept_[0])
+
+
+def _log_loss(x: np.ndarray, y: np.ndarray, weight: np.ndarray, bias: float) -> float:
+    """Mean of both classes' log losses."""
+    margin = (x @ weight + bias) * np.where(y > 0, 1, -1)
+    losses = np.logaddexp(0, -margin)
+    return float(losses[y > 0].mean() + losses[y == 0].mean())
+
+
+def _from_cloned_alone(cloned: Evidence, universal: bool) -> Gate:
+    gate = Gate(cloned.features.shape[1]).requires_grad_(False)
+    position = {name: index for index, name in enumerate(fusion.SCALARS)}
+    if bool((cloned.reject != 0).any()):
+        gate.scalars[position["clone_energy"]] = 1.0
+        gate.scalars[position["reject"]] = -1.0
+        return gate
+    scalars = cloned.scalars()
+    mean, spread = scalars.mean(0), scalars.std(0) + 1e-6
+    for name, sign in (("clone_max", 1.0), *((("target_max", -1.0),) if not universal else ())):
+        column = position[name]
+        gate.scalars[column] = sign / spread[column]
+        gate.bias -= sign * mean[column] / spread[column]
+    gate.bias += 2.0  # two standard deviations: nearly every image of a cloned class is let through
+    return gate

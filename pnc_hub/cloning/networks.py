@@ -1,0 +1,133 @@
+"""Source and target side by side: frozen copies, fed the same images, read at any of their points."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pnc_hub import attachment
+from pnc_hub.errors import SourceError
+from pnc_hub.module import without_classifier
+from pnc_hub.points import INPUT, InsertionPoint, Skeleton
+from pnc_hub.preprocess import Preprocess, Reprocess
+
+
+class Lesson(NamedTuple):
+    """What the source says of a batch of images."""
+
+    cloned: Tensor  # logits of the cloned classes [B, K]
+    rejected: Tensor  # energy (logsumexp) of its other classes [B]; zeros where there are none
+    penultimate: Tensor  # what its classifier reads [B, C]
+    features: dict[str, Tensor]  # by cut
+
+    @property
+    def all_logits(self) -> Tensor:
+        """[B, K + 1]: the cloned classes and, as one more class, all others."""
+        return torch.cat([self.cloned, self.rejected[:, None]], 1)
+
+
+class Reader:
+    """A frozen copy of a model that returns its output and its features at chosen points from one forward pass."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        """The model itself is only read; clones attached to it do not take part."""
+        self.model = copy.deepcopy(model)
+        attachment.detach(self.model)
+        self.model.eval().requires_grad_(False).to(device)
+        self.preprocess = Preprocess.of(self.model)
+        self.skeleton = Skeleton(self.model)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, points: Iterable[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images [B, C, H, W] -> (output, features by point name)."""
+        features = {INPUT: images}
+        handles = []
+        try:
+            for name in set(points) - {INPUT}:
+
+                def keep(_module: nn.Module, _args: tuple, output: Tensor, name: str = name) -> None:
+                    features[name] = output.clone()  # a later layer may work in place
+
+                handles.append(self.model.get_submodule(name).register_forward_hook(keep))
+            return self.model(images), features
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Networks:
+    """The source and the target of one clone."""
+
+    def __init__(self, source: nn.Module, target: nn.Module, classes: list[int], device: torch.device) -> None:
+        """Make frozen copies on ``device``; ``classes`` are the source's indices of the cloned classes.
+
+        Raises:
+            SourceError: the source does not end in one linear layer.
+        """
+        self.device = device
+        self.target = Reader(target, device)
+        self.source = Reader(source, device)
+        self.parameters = sum(parameter.numel() for parameter in self.source.model.parameters())
+        self.num_classes = int(source.num_classes)
+        self.head = self._take_head()
+        self.width = self.head.in_features
+        self.source.skeleton = Skeleton(self.source.model)
+        others = sorted(set(range(self.num_classes)) - set(classes))
+        self.classes, self.others = (torch.tensor(rows, dtype=torch.long, device=device) for rows in (classes, others))
+        self.to_source = Reprocess(self.target.preprocess, self.source.preprocess).to(device)
+
+    @torch.no_grad()
+    def teach(self, images: Tensor, cuts: Iterable[str] = ()) -> Lesson:
+        """What the source says of the target's ``images`` [B, C, H, W]."""
+        penultimate, features = self.source(self.to_source(images), cuts)
+        logits = self.head(penultimate)
+        none = logits.new_zeros(len(logits))
+        rejected = logits[:, self.others].logsumexp(1) if len(self.others) else none
+        return Lesson(logits[:, self.classes], rejected, penultimate, features)
+
+    def cuts(self) -> dict[str, InsertionPoint]:
+        """Places where the source can be cut."""
+        return {name: point for name, point in self.source.skeleton.points.items() if name != INPUT}
+
+    def points(self) -> dict[str, InsertionPoint]:
+        """Places where the target can be read."""
+        return self.target.skeleton.points
+
+    def tail(self, cut: str) -> nn.Module:
+        """A copy of the source after ``cut``, up to its penultimate feature."""
+        return copy.deepcopy(self.source.skeleton.tail(self.source.model, cut))
+
+    def prefix(self, cut: str) -> nn.Module:
+        """The source up to ``cut``."""
+        return self.source.skeleton.prefix(self.source.model, cut)
+
+    def head_rows(self, reject: tuple[Tensor, Tensor] | None) -> nn.Linear:
+        """The source's rows of the cloned classes, and ``reject`` (weight [C], bias) below them."""
+        weight, bias = self.head.weight[self.classes], self.head.bias[self.classes]
+        if reject is not None:
+            weight, bias = torch.cat([weight, reject[0][None]]), torch.cat([bias, reject[1][None]])
+        rows = nn.Linear(weight.shape[1], weight.shape[0], device=self.device)
+        rows.weight, rows.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+        return rows
+
+    @torch.no_grad()
+    def _take_head(self) -> nn.Linear:
+        """Replace the source's classifier by the identity; the classifier as a linear layer, checked to be the same."""
+        model = self.source.model
+        example = torch.randn(2, *self.source.preprocess.input_size, device=self.device)
+        expected, classifier = model(example), model.get_classifier()
+        _, width = without_classifier(model)
+        head = nn.Linear(width, self.num_classes, device=self.device).requires_grad_(False)
+        head.weight.copy_(classifier.weight.flatten(1))
+        head.bias.zero_() if classifier.bias is None else head.bias.copy_(classifier.bias)
+        found = model(example)
+        if found.shape != (2, width) or not torch.allclose(head(found), expected, rtol=1e-3, atol=1e-3):
+            raise SourceError(
+                f"{type(model).__name__} can not be a source: its classifier is not the last thing it does, so the rows of"
+                " single classes can not be taken out. Use a model that ends in one linear layer."
+            )
+        return head

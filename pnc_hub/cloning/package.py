@@ -1,0 +1,190 @@
+"""From learned parts to an artifact: configuration, tensors, probe; checked by building it back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pnc_hub
+from pnc_hub import files
+from pnc_hub.artifact import Clone
+from pnc_hub.cloning.localize import changes, parameters
+from pnc_hub.cloning.networks import Networks
+from pnc_hub.config import (
+    FORMAT_VERSION,
+    LIBRARY_NAME,
+    AdapterConfig,
+    ClassConfig,
+    CloneConfig,
+    CutConfig,
+    InsertionConfig,
+    PreprocessConfig,
+    ProbeConfig,
+    SourceConfig,
+    TailConfig,
+    TargetConfig,
+)
+from pnc_hub.errors import SourceError
+from pnc_hub.fingerprint import fingerprint
+from pnc_hub.module import CloneModule, Gate, Source, put_tensors, tensors_of
+from pnc_hub.points import INPUT, InsertionPoint
+
+UNIVERSAL = "universal"
+TOLERANCE = 1e-3
+
+
+@dataclass
+class Learned:
+    """What learning produced."""
+
+    module: CloneModule
+    gate: Gate  # for the target
+    universal_gate: Gate  # for any target
+    target: InsertionPoint
+    source: InsertionPoint
+    score: float
+    match: float = 0.0
+    regime: str = ""
+    images: int = 0
+    curve: list[tuple[str, str, float, int]] = field(default_factory=list)
+
+    def parameters(self) -> int:
+        """Parameters that the target gets: adapter, tail, head, gate."""
+        return parameters(self.module) + parameters(self.gate)
+
+
+def source_config(
+    source: nn.Module, given: dict[str, Any], hub_id: str | None, license: str | None, networks: Networks
+) -> SourceConfig:
+    """How to name the source so that its tail can be rebuilt, checked by rebuilding it.
+
+    Raises:
+        SourceError: timm does not know its architecture, or other constructor arguments are needed.
+    """
+    architecture = (getattr(source, "pretrained_cfg", None) or {}).get("architecture")
+    if not architecture or not timm_knows(architecture):
+        raise SourceError(
+            f"the source ({type(source).__name__}) names no architecture registered in timm; register it (timm's"
+            " @register_model) so that artifacts can name it"
+        )
+    arguments = {"num_classes": networks.num_classes}
+    if networks.source.preprocess.input_size[0] != 3:
+        arguments["in_chans"] = networks.source.preprocess.input_size[0]
+    arguments.update({name: list(value) if isinstance(value, tuple) else value for name, value in given.items()})
+    described = SourceConfig(hub_id, None, architecture, arguments, fingerprint(source), license or "unknown")
+    _check_rebuilt(described, networks)
+    return described
+
+
+def timm_knows(architecture: str) -> bool:
+    """Whether timm has an architecture of this name."""
+    from timm.models import is_model
+
+    return bool(is_model(architecture))
+
+
+def package(
+    learned: Learned,
+    networks: Networks,
+    source: SourceConfig,
+    classes: dict[str, int],
+    target_id: str | None,
+    target: nn.Module,
+    universal: bool,
+) -> Clone:
+    """The clone, in memory; its outputs are checked to be the learned module's."""
+    module = learned.module.cpu().eval()
+    trunk = networks.target.skeleton.trunk(learned.target.name)
+    architecture = (getattr(target, "pretrained_cfg", None) or {}).get("architecture")
+    made_for = TargetConfig(
+        target_id, None, architecture, fingerprint(target, trunk), int(networks.target.model.num_classes)
+    )
+    name = f"{architecture or 'target'}-{made_for.fingerprint['float32'][:8]}"
+    adapters = [_entry(name, made_for, InsertionConfig.of(learned.target, trunk))]
+    branch = nn.ModuleDict({"tail": module.tail, "head": module.head})
+    own = nn.ModuleDict({"gate": learned.gate, "adapter": module.adapter})
+    tensors = {files.WEIGHTS: _owned(branch), adapters[0].file: _owned(own)}
+    if universal:
+        point = networks.source.skeleton.point(INPUT)
+        adapters.append(_entry(UNIVERSAL, None, InsertionConfig.of(point, [])))
+        tensors[adapters[1].file] = _owned(nn.ModuleDict({"gate": learned.universal_gate}))
+        tensors[files.PREFIX] = _owned(nn.ModuleDict({"prefix": networks.prefix(learned.source.name)}))
+    whole = nn.ModuleDict({"tail": networks.tail(learned.source.name), "head": networks.head_rows(None)})
+    whole["head"] = nn.Linear(networks.width, module.head.out_features)
+    shapes, attributes = changes(branch, whole)
+    config = CloneConfig(
+        format_version=FORMAT_VERSION,
+        library_name=LIBRARY_NAME,
+        pnc_hub_version=pnc_hub.__version__,
+        source=source,
+        cut=CutConfig(learned.source.name, 0),
+        classes=[ClassConfig(label, index) for label, index in classes.items()],
+        preprocess=PreprocessConfig.from_value(networks.source.preprocess),
+        tail=TailConfig(shapes, attributes),
+        adapters=adapters,
+        files={},
+        probe=ProbeConfig(TOLERANCE, TOLERANCE),
+    )
+    clone = Clone(config, tensors)
+    tensors[files.PROBE] = _probe(clone, networks, learned)
+    return clone
+
+
+def _entry(name: str, target: TargetConfig | None, insertion: InsertionConfig) -> AdapterConfig:
+    return AdapterConfig(name, target, insertion, f"adapters/{name}.safetensors", "", {})
+
+
+@torch.inference_mode()
+def _probe(clone: Clone, networks: Networks, learned: Learned) -> dict[str, Tensor]:
+    """A synthetic input for each adapter and the logits expected of it: no photo of anybody's is published."""
+    probe = {}
+    generator = torch.Generator().manual_seed(0)
+    for adapter in clone.config.adapters:
+        reader = networks.target if adapter.target is not None else networks.source
+        coarse = torch.randn(2, reader.preprocess.input_size[0], 4, 4, generator=generator)
+        image = nn.functional.interpolate(coarse, size=reader.preprocess.input_size[1:], mode="bilinear").to(
+            networks.device
+        )
+        feature = reader(image, [adapter.insertion.module])[1][adapter.insertion.module].cpu()
+        module, _ = clone.build(adapter, clone.config.preprocess.value())
+        logits = module(feature)[0]
+        if adapter.target is not None and not _close(logits, learned.module(feature)[0]):
+            raise SourceError(
+                "the pruned tail can not be rebuilt from its configuration; please report this architecture"
+            )
+        probe[f"{adapter.name}/feature"], probe[f"{adapter.name}/logits"] = feature, logits
+    return {name: tensor.clone() for name, tensor in probe.items()}
+
+
+@torch.no_grad()
+def _check_rebuilt(described: SourceConfig, networks: Networks) -> None:
+    """The architecture built from its name and arguments must answer as the source does."""
+    arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in described.model_args.items()}
+    body = networks.source.model
+    try:
+        rebuilt = Source(described.architecture, arguments, networks.source.preprocess.input_size).model
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise SourceError(f"timm can not build {described.architecture!r} with {arguments} ({error})") from error
+    own, found = tensors_of(body), tensors_of(rebuilt)
+    same = {name: t.shape for name, t in own.items()} == {name: t.shape for name, t in found.items()}
+    if same:
+        put_tensors(rebuilt, own)
+        example = torch.randn(1, *networks.source.preprocess.input_size, device=networks.device)
+        same = _close(rebuilt.eval()(example), body(example))
+    if not same:
+        raise SourceError(
+            f"timm's {described.architecture!r} with {described.model_args} is not the source: it was built with other"
+            " arguments. Name them, as in source_args={'pad_type': 'same'}"
+        )
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for the order in which a differently laid out weight is summed."""
+    return float((found - expected).abs().max()) <= 1e-4 * (1 + float(expected.abs().max()))
+
+
+def _owned(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors_of(module).items()}

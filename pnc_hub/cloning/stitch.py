@@ -1,0 +1,216 @@
+"""Adapters in closed form, and the search for the insertion point.
+
+Source and target are frozen, so one forward pass of each gives the features at every point. For each admissible pair
+(target point, source cut) the moments X'X and X'Y are accumulated in float64 and the adapter is the solution of a ridge
+regression. Pairs are ranked by how well the source's *penultimate* feature is reproduced through them (final-feature
+matching): what the head will read, not how similar two layers look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pnc_hub.cloning.networks import Networks
+from pnc_hub.module import Adapter, to_maps
+from pnc_hub.points import INPUT, InsertionPoint
+from pnc_hub.preprocess import resize
+
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+POSITIONS = 64
+PER_STAGE = 3
+
+
+@dataclass
+class Candidate:
+    """A way to stitch the source's tail to the target.
+
+    Attributes:
+        target: where the target is read.
+        source: where the source is cut.
+        adapter: the closed-form adapter between them.
+        match: share of the penultimate feature's variance that is reproduced on held-out images (R2).
+        tail_parameters: size of the tail that comes with it, before pruning.
+    """
+
+    target: InsertionPoint
+    source: InsertionPoint
+    adapter: Adapter
+    match: float
+    tail_parameters: int
+
+
+class Moments:
+    """X'X, X'Y and Y'Y of rows seen so far, in float64; x gets a constant column for the bias."""
+
+    def __init__(self) -> None:
+        """Empty; sizes follow from the first rows."""
+        self.gram: Tensor | float = 0.0
+        self.cross: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+        self.rows: Tensor | float = 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Rows x [N, C] and y [N, D]."""
+        x, y = _with_constant(x), y.double()
+        self.gram, self.cross = self.gram + x.T @ x, self.cross + x.T @ y
+        self.square, self.rows = self.square + (y * y).sum(), self.rows + torch.tensor(float(len(x)), device=x.device)
+
+    def reduced(self, accelerator: Accelerator) -> Moments:
+        """Summed over processes."""
+        for name, value in vars(self).items():
+            setattr(self, name, accelerator.reduce(value, "sum"))
+        return self
+
+    def solve(self, ridge: float) -> Tensor:
+        """Weights [C + 1, D] that minimise the squared error, ``ridge`` relative to the mean feature energy."""
+        penalty = ridge * self.gram.diagonal()[:-1].mean().clamp_min(1e-12)
+        diagonal = torch.full_like(self.gram.diagonal(), penalty)
+        diagonal[-1] = 1e-9 * self.rows
+        return torch.linalg.solve(self.gram + diagonal.diag(), self.cross)
+
+    def error(self, weights: Tensor) -> float:
+        """Summed squared error of ``weights`` on these rows."""
+        fitted = (weights * (self.gram @ weights)).sum() - 2 * (weights * self.cross).sum()
+        return float(fitted + self.square)
+
+
+def ridge(fit: Moments, held_out: Moments) -> Tensor:
+    """The ridge solution whose penalty does best on held-out rows: weights [C + 1, D]."""
+    return min((fit.solve(strength) for strength in RIDGES), key=held_out.error)
+
+
+def admissible_pairs(
+    points: dict[str, InsertionPoint], cuts: dict[str, InsertionPoint], insertion: str | None, cut: str | None
+) -> list[tuple[InsertionPoint, InsertionPoint]]:
+    """Pairs worth trying: a few points per stage, and no map is interpolated to more than twice its size.
+
+    ``insertion`` and ``cut`` restrict the search to one point of the target or the source.
+    """
+    targets = [points[insertion]] if insertion else _per_stage(p for p in points.values() if p.name != INPUT)
+    sources = [cuts[cut]] if cut else _per_stage(cuts.values())
+
+    def fits(target: InsertionPoint, source: InsertionPoint) -> bool:
+        if target.layout == "NC":
+            return source.grid == (1, 1)
+        return 2 * target.grid[0] >= source.grid[0] and 2 * target.grid[1] >= source.grid[1]
+
+    return [(target, source) for target in targets for source in sources if fits(target, source)]
+
+
+def search(
+    networks: Networks,
+    accelerator: Accelerator,
+    fit: Iterable,
+    held_out: Iterable,
+    pairs: list[tuple[InsertionPoint, InsertionPoint]],
+    seed: int,
+) -> list[Candidate]:
+    """Every pair with its closed-form adapter, best match first.
+
+    Args:
+        networks: source and target.
+        accelerator: reduces the moments where there are several processes.
+        fit: batches of (images, labels) to fit on; labels are not used.
+        held_out: batches to choose the penalty and to rank on.
+        pairs: as from ``admissible_pairs``.
+        seed: positions of large maps are sampled with it.
+    """
+    moments = [
+        _collect(networks, accelerator, batches, pairs, torch.Generator().manual_seed(seed))
+        for batches in (fit, held_out)
+    ]
+    candidates = []
+    for pair in pairs:
+        adapter = Adapter(*pair, device=networks.device).requires_grad_(False)
+        _set(adapter.map, ridge(moments[0][pair, "map"], moments[1][pair, "map"]))
+        if adapter.prefix is not None:
+            _set(adapter.prefix, ridge(moments[0][pair, "prefix"], moments[1][pair, "prefix"]))
+        tail = networks.tail(pair[1].name)
+        size = sum(parameter.numel() for parameter in tail.parameters())
+        candidates.append((Candidate(*pair, adapter, 0.0, size), tail))
+    for (candidate, _), match in zip(candidates, _match(networks, accelerator, held_out, candidates), strict=True):
+        candidate.match = match
+    return sorted((candidate for candidate, _ in candidates), key=lambda candidate: -candidate.match)
+
+
+def fit_rows(accelerator: Accelerator, batches: Iterable, rows: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Moments:
+    """Moments of ``rows(images)`` = (x [N, C], y [N, D]) over all batches."""
+    moments = Moments()
+    for images, _ in batches:
+        moments.add(*rows(images))
+    return moments.reduced(accelerator)
+
+
+@torch.no_grad()
+def _collect(
+    networks: Networks, accelerator: Accelerator, batches: Iterable, pairs: list, generator: torch.Generator
+) -> dict:
+    moments: dict = {}
+    for pair in pairs:
+        moments[pair, "map"] = Moments()
+        if pair[1].prefix_tokens:
+            moments[pair, "prefix"] = Moments()
+    for images, _ in batches:
+        _, read = networks.target(images, {target.name for target, _ in pairs})
+        taught = networks.teach(images, {source.name for _, source in pairs}).features
+        for target, source in pairs:
+            maps = resize(to_maps(read[target.name], target), source.grid)
+            goal = to_maps(taught[source.name], source)
+            positions = torch.randperm(maps.shape[2] * maps.shape[3], generator=generator)[:POSITIONS].to(maps.device)
+            x, y = (_rows(value, positions) for value in (maps, goal))
+            moments[(target, source), "map"].add(x, y)
+            if source.prefix_tokens:
+                tokens = taught[source.name][:, : source.prefix_tokens].flatten(1)
+                moments[(target, source), "prefix"].add(maps.mean((2, 3)), tokens)
+    for value in moments.values():
+        value.reduced(accelerator)
+    return moments
+
+
+@torch.no_grad()
+def _match(networks: Networks, accelerator: Accelerator, batches: Iterable, candidates: list) -> list[float]:
+    """R2 of the penultimate feature through each candidate's adapter and tail."""
+    errors = torch.zeros(len(candidates), dtype=torch.float64, device=networks.device)
+    total, square, rows = 0.0, 0.0, 0.0
+    for images, _ in batches:
+        _, read = networks.target(images, {candidate.target.name for candidate, _ in candidates})
+        goal = networks.teach(images).penultimate.double()
+        total, square, rows = total + goal.sum(0), square + (goal * goal).sum(0), rows + len(goal)
+        for position, (candidate, tail) in enumerate(candidates):
+            found = tail(candidate.adapter(read[candidate.target.name])).double()
+            errors[position] += ((found - goal) ** 2).sum()
+    errors, total, square = (accelerator.reduce(value, "sum") for value in (errors, total, square))
+    rows = accelerator.reduce(torch.tensor(float(rows), device=networks.device), "sum")
+    variance = (square - total**2 / rows).sum().clamp_min(1e-12)
+    return (1 - errors / variance).tolist()
+
+
+def _per_stage(points: Iterable[InsertionPoint]) -> list[InsertionPoint]:
+    """At most ``PER_STAGE`` of the points that have the same shape, evenly spread, the last among them."""
+    stages: dict[tuple, list[InsertionPoint]] = {}
+    for point in points:
+        stages.setdefault((point.channels, point.grid, point.layout), []).append(point)
+    chosen = []
+    for stage in stages.values():
+        count = min(PER_STAGE, len(stage))
+        chosen += [stage[len(stage) * (place + 1) // count - 1] for place in range(count)]
+    return chosen
+
+
+def _rows(maps: Tensor, positions: Tensor) -> Tensor:
+    return maps.flatten(2)[:, :, positions].transpose(1, 2).flatten(0, 1)
+
+
+def _with_constant(x: Tensor) -> Tensor:
+    x = x.double()
+    return torch.cat([x, x.new_ones(len(x), 1)], 1)
+
+
+def _set(layer: nn.Linear, weights: Tensor) -> None:
+    layer.weight.data.copy_(weights[:-1].T)
+    layer.bias.data.copy_(weights[-1])

@@ -1,0 +1,204 @@
+"""Reading and writing the files of an artifact: nothing is believed before it has been checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pnc_hub.errors import CloneNotFoundError, IntegrityError, MalformedArtifactError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+PREFIX = "prefix.safetensors"
+PROBE = "probe.safetensors"
+CARD = "README.md"
+
+MAX_CONFIG_BYTES = 4 << 20
+MAX_HEADER_BYTES = 4 << 20
+MAX_FILE_BYTES = 4 << 30
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype that a tensor must have."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """The specification that ``tensor`` meets."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Parse a small JSON file without JSON's leniencies: no duplicate keys, no NaN, no huge numbers, no deep nesting."""
+    data = _read(path, MAX_CONFIG_BYTES, "configuration")
+    return _parse_json(data, path.name)
+
+
+def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str | None, file: str) -> dict[str, Tensor]:
+    """Load a safetensors file that holds exactly the ``expected`` tensors, all finite.
+
+    Args:
+        path: the file.
+        expected: name -> shape and dtype; a missing, surplus or different tensor is an error.
+        digest: sha256 that the file must have (None to skip).
+        file: its name inside the artifact, for messages.
+
+    Raises:
+        IntegrityError: the sha256 is another one.
+        MalformedArtifactError: anything else is not as expected.
+    """
+    _check_file(path, MAX_FILE_BYTES, file)
+    if digest is not None and sha256(path) != digest:
+        raise IntegrityError(
+            f"its sha256 is not the one that {CONFIG} records; download it again (force_download=True)", file=file
+        )
+    found = read_header(path, file)
+    if found != expected:
+        raise MalformedArtifactError(_difference(found, expected), file=file)
+    tensors = safetensors.torch.load_file(path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise MalformedArtifactError(f"tensor {name!r} holds NaN or infinity", file=file)
+    return tensors
+
+
+def read_header(path: Path, file: str) -> dict[str, TensorSpec]:
+    """Names, shapes and dtypes of a safetensors file, from its header alone; offsets must cover the file exactly."""
+    size = _check_file(path, MAX_FILE_BYTES, file)
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise MalformedArtifactError("not a safetensors file (its header length is impossible)", file=file)
+        header = _parse_json(stream.read(length), file)
+    if not isinstance(header, dict):
+        raise MalformedArtifactError("its safetensors header is not an object", file=file)
+    header.pop("__metadata__", None)
+    specs, spans = {}, []
+    for name, entry in header.items():
+        spec, span = _parse_entry(name, entry, file)
+        specs[name] = spec
+        spans.append(span)
+    end = 0
+    for start, stop in sorted(spans):
+        if start != end:
+            raise MalformedArtifactError("its tensors overlap or leave a hole", file=file)
+        end = stop
+    if 8 + length + end != size:
+        raise MalformedArtifactError("its tensors do not cover the file", file=file)
+    return specs
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write ``tensors`` as safetensors; the same tensors give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    safetensors.torch.save_file(owned, path, metadata={"format": "pt"})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON that a person can read."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def specs(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, TensorSpec]:
+    """The specification that named ``tensors`` meet."""
+    return {name: TensorSpec.of(tensor) for name, tensor in tensors}
+
+
+def _parse_entry(name: str, entry: Any, file: str) -> tuple[TensorSpec, tuple[int, int]]:
+    def is_size(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
+
+    valid = isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"} and len(name) <= 500
+    valid = valid and isinstance(entry["shape"], list) and isinstance(entry["data_offsets"], list)
+    valid = valid and entry["dtype"] in _DTYPES and len(entry["shape"]) <= 8 and len(entry["data_offsets"]) == 2
+    if not valid or not all(map(is_size, [*entry["shape"], *entry["data_offsets"]])):
+        raise MalformedArtifactError(f"tensor {name!r:.80} is not described as safetensors allows here", file=file)
+    dtype, (start, stop) = _DTYPES[entry["dtype"]], entry["data_offsets"]
+    if stop - start != math.prod(entry["shape"]) * dtype.itemsize:
+        raise MalformedArtifactError(f"tensor {name!r:.80} has not as many bytes as its shape needs", file=file)
+    return TensorSpec(tuple(entry["shape"]), dtype), (start, stop)
+
+
+def _parse_json(data: bytes, file: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key stands twice in one object")
+        return result
+
+    def refuse(text: str) -> Any:
+        raise ValueError(f"{text:.20} is no number here")
+
+    def number(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else refuse(text)
+
+    try:
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=refuse,
+            parse_float=number,
+            parse_int=lambda text: int(text) if len(text) < 20 else refuse(text),
+        )
+    except (ValueError, RecursionError) as error:
+        raise MalformedArtifactError(f"not valid JSON ({str(error)[:200]})", file=file) from None
+
+
+def _read(path: Path, limit: int, what: str) -> bytes:
+    size = _check_file(path, limit, path.name)
+    data = path.read_bytes()
+    if len(data) > max(size, limit):
+        raise MalformedArtifactError(f"the {what} grew while it was read", file=path.name)
+    return data
+
+
+def _check_file(path: Path, limit: int, file: str) -> int:
+    try:
+        status = os.stat(path)
+    except OSError:
+        raise CloneNotFoundError("the artifact has no such file", file=file) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise MalformedArtifactError("not a regular file", file=file)
+    if status.st_size > limit:
+        raise MalformedArtifactError(f"{status.st_size} bytes, more than the {limit} allowed", file=file)
+    return status.st_size
+
+
+def _difference(found: dict[str, TensorSpec], expected: dict[str, TensorSpec]) -> str:
+    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or surplus:
+        return f"its tensors are not those of the configuration: missing {missing[:3]}, surplus {surplus[:3]!r:.200}"
+    name = next(name for name in expected if found[name] != expected[name])
+    return f"tensor {name!r} is {found[name]}, the configuration needs {expected[name]}"

@@ -1,0 +1,224 @@
+"""The clone as a module: adapter -> tail -> head, and the gate beside it.
+
+Nothing here comes from an artifact but numbers: the tail is rebuilt from an architecture registered in timm, on the meta
+device, and the artifact's tensors are put in place once their names, shapes and dtypes have been found to be exactly those
+expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, fx, nn
+
+from pnc_hub import fusion
+from pnc_hub.errors import InsertionPointError, SourceError
+from pnc_hub.points import InsertionPoint, Skeleton, classifier_name, meta_copy
+from pnc_hub.preprocess import resize
+
+# The integer attributes that a layer keeps of its width, and that structured pruning therefore changes.
+WIDTH_ATTRIBUTES = (
+    *("in_channels", "out_channels", "groups", "in_features", "out_features"),
+    *("num_features", "num_channels", "normalized_shape"),
+)
+
+
+class Adapter(nn.Module):
+    """A linear map from a target's feature to the feature that the source's tail expects (a 1x1 convolution).
+
+    Features of any layout are brought to [B, C, H, W], resized to the source's grid, mapped, and put into the source's
+    layout. Class tokens of the source come from a second linear map of the image's mean feature.
+    """
+
+    def __init__(self, target: InsertionPoint, source: InsertionPoint, device: Any = None) -> None:
+        """Maps features at ``target`` to features at ``source``; weights are uninitialised."""
+        super().__init__()
+        self.target, self.source = target, source
+        self.map = nn.Linear(target.channels, source.channels, device=device)
+        tokens = source.prefix_tokens
+        self.prefix = nn.Linear(target.channels, tokens * source.channels, device=device) if tokens else None
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Target layout -> source layout, batch first."""
+        maps = resize(to_maps(feature, self.target), self.source.grid).permute(0, 2, 3, 1)
+        mapped = self.map(maps)
+        if self.source.layout == "NHWC":
+            return mapped
+        if self.source.layout == "NC":
+            return mapped.flatten(1)
+        if self.source.layout == "NCHW":
+            return mapped.permute(0, 3, 1, 2)
+        tokens = mapped.flatten(1, 2)
+        if self.prefix is None:
+            return tokens
+        prefix = self.prefix(maps.mean((1, 2))).unflatten(1, (self.source.prefix_tokens, self.source.channels))
+        return torch.cat([prefix, tokens], 1)
+
+
+class CloneModule(nn.Module):
+    """Feature at the insertion point -> (clone logits, reject logit, features of the gate)."""
+
+    def __init__(self, adapter: nn.Module, tail: nn.Module, head: nn.Linear, num_classes: int) -> None:
+        """``head`` has a row per cloned class and, where the source has other classes, one more: the reject logit."""
+        super().__init__()
+        self.adapter, self.tail, self.head = adapter, tail, head
+        self.num_classes = num_classes
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns ([B, K], [B], [B, C]); the reject logit is 0 where every class of the source was cloned."""
+        penultimate = self.tail(self.adapter(feature))
+        logits = self.head(penultimate)
+        reject = logits[:, self.num_classes] if logits.shape[1] > self.num_classes else logits.new_zeros(())
+        return logits[:, : self.num_classes], reject.expand(logits.shape[0]), penultimate
+
+
+class Gate(nn.Module):
+    """A linear gate on scalars of both heads and on the module's penultimate features, minus a calibrated offset."""
+
+    def __init__(self, features: int, device: Any = None) -> None:
+        """``features`` is the width of the module's penultimate feature; everything starts at zero."""
+        super().__init__()
+        self.scalars = nn.Parameter(torch.zeros(len(fusion.SCALARS), device=device))
+        self.features = nn.Parameter(torch.zeros(features, device=device))
+        self.bias = nn.Parameter(torch.zeros((), device=device))
+        self.offset = nn.Parameter(torch.zeros((), device=device))
+
+    def forward(self, target_logits: Tensor, clone_logits: Tensor, reject: Tensor, features: Tensor) -> Tensor:
+        """The gate logit s [B]: log odds that the image shows a cloned class."""
+        scalars = fusion.scalars(target_logits, clone_logits, reject)
+        evidence = scalars @ self.scalars.to(scalars.dtype)
+        evidence = evidence + features.to(scalars.dtype) @ self.features.to(scalars.dtype)
+        return evidence + self.bias.to(scalars.dtype) - self.offset.to(scalars.dtype)
+
+
+class Source:
+    """A source architecture, rebuilt on the meta device with its classifier taken out."""
+
+    def __init__(self, architecture: str, model_args: dict[str, Any], size: tuple[int, int, int]) -> None:
+        """Build ``architecture`` with ``model_args`` for images of ``size``; all have been checked by the caller."""
+        with torch.device("meta"):
+            model = timm.create_model(architecture, pretrained=False, **model_args)
+        self.skeleton = Skeleton(model, size)
+        self.num_classes = int(model.num_classes)
+        self.model, self.features = without_classifier(self.skeleton.model)
+
+    def parts(self, cut: str) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """(prefix, tail) on the meta device for one cut; both may be changed, nothing is shared with other calls."""
+        model = meta_copy(self.skeleton.model)
+        return self.skeleton.prefix(model, cut), self.skeleton.tail(model, cut)
+
+    @classmethod
+    @lru_cache(maxsize=32)
+    def of(cls, architecture: str, model_args: tuple[tuple[str, Any], ...], size: tuple[int, int, int]) -> Source:
+        """The same, remembered: an artifact is often attached more than once in a process."""
+        return cls(architecture, dict(model_args), size)
+
+
+def without_classifier(model: nn.Module) -> tuple[nn.Module, int]:
+    """Replace the classifier of ``model`` in place by the identity; returns (model, features that it took in).
+
+    Raises:
+        SourceError: the model does not end in one linear classifier.
+    """
+    name = classifier_name(model)
+    classifier = model.get_submodule(name) if name else None
+    if not isinstance(classifier, (nn.Linear, nn.Conv2d)) or getattr(classifier, "kernel_size", (1, 1)) != (1, 1):
+        raise SourceError(
+            f"{type(model).__name__} can not be a source: its classifier is"
+            f" {type(classifier).__name__ if classifier is not None else 'missing or not one layer'}, and cloning needs"
+            " the rows of one linear (or 1x1 convolutional) layer. Use a model with a single classifier."
+        )
+    width = classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
+    model.set_submodule(name, nn.Identity())
+    return model, width
+
+
+def to_maps(feature: Tensor, point: InsertionPoint) -> Tensor:
+    """A feature of any layout as maps [B, C, H, W]; class tokens are left out, a vector becomes a 1x1 map."""
+    if point.layout == "NCHW":
+        return feature
+    if point.layout == "NHWC":
+        return feature.permute(0, 3, 1, 2)
+    if point.layout == "NC":
+        return feature[:, :, None, None]
+    tokens = feature[:, point.prefix_tokens :].transpose(1, 2)
+    rows = round((tokens.shape[2] * point.grid[0] / point.grid[1]) ** 0.5)
+    return tokens.unflatten(2, (rows, tokens.shape[2] // rows))
+
+
+def attributes_of(module: nn.Module) -> dict[str, dict[str, int]]:
+    """The width attributes of every layer that has any, by layer name."""
+    found = {}
+    for name, layer in module.named_modules():
+        values = {attribute: vars(layer).get(attribute) for attribute in WIDTH_ATTRIBUTES}
+        values = {attribute: _as_int(value) for attribute, value in values.items() if _as_int(value) is not None}
+        if values:
+            found[name] = values
+    return found
+
+
+def shrink(module: nn.Module, shapes: dict[str, list[int]], attributes: dict[str, dict[str, int]]) -> None:
+    """Give tensors of ``module`` (on the meta device) smaller shapes, and its layers the widths that go with them.
+
+    Raises:
+        InsertionPointError: a name is not there, or a size is larger than the architecture's.
+    """
+    tensors, widths = tensors_of(module), attributes_of(module)
+    for name, shape in shapes.items():
+        full = tuple(tensors[name].shape) if name in tensors else None
+        if (
+            full is None
+            or len(shape) != len(full)
+            or not all(1 <= new <= old for new, old in zip(shape, full, strict=True))
+        ):
+            raise InsertionPointError(f"tensor {name!r} after the cut can not have shape {shape}; it has {full}")
+    for name, values in attributes.items():
+        full = widths.get(name, {})
+        if not all(1 <= value <= full.get(attribute, 0) for attribute, value in values.items()):
+            raise InsertionPointError(f"layer {name!r} after the cut can not have the widths {values}; it has {full}")
+        layer = module.get_submodule(name)
+        for attribute, value in values.items():
+            setattr(layer, attribute, (value,) if isinstance(getattr(layer, attribute), tuple) else value)
+    put_tensors(module, {**tensors, **{name: tensors[name].new_empty(shape) for name, shape in shapes.items()}})
+
+
+def empty(point: InsertionPoint, batch: int = 1, device: Any = None) -> Tensor:
+    """Zeros of the shape that a feature at ``point`` has."""
+    height, width = point.grid
+    shape = {
+        "NCHW": (batch, point.channels, height, width),
+        "NHWC": (batch, height, width, point.channels),
+        "NLC": (batch, point.prefix_tokens + height * width, point.channels),
+        "NC": (batch, point.channels),
+    }[point.layout]
+    return torch.zeros(shape, device=device)
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, the non-persistent ones too: without them a tail on the meta device can not run."""
+    return dict([*module.named_parameters(), *module.named_buffers()])
+
+
+def put_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Replace every parameter and buffer of ``module`` by the tensor of that name; parameters come out frozen."""
+    for name in tensors_of(module):
+        owner, _, attribute = name.rpartition(".")
+        holder = module.get_submodule(owner)
+        if attribute in holder._parameters:
+            holder._parameters[attribute] = nn.Parameter(tensors[name], requires_grad=False)
+        else:
+            holder._buffers[attribute] = tensors[name]
+
+
+def count(tensors: Iterable[Tensor]) -> int:
+    """Number of scalars in ``tensors``."""
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _as_int(value: Any) -> int | None:
+    value = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

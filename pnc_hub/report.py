@@ -1,0 +1,64 @@
+"""What was measured of a clone on held-out images, as a person would want to read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pnc_hub.artifact import Clone
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measurements of one clone with one target, all on images that no choice was made on... unless it says otherwise.
+
+    Attributes:
+        metrics: name -> value; accuracies and rates are fractions between 0 and 1, None where there were no images to
+            measure on. Keys: ``ori`` (target classes), ``tar`` (cloned classes), ``avg`` (their mean), ``diverted``
+            (target images whose prediction left the target), ``auroc`` (gate), ``target_alone``, ``source_alone``,
+            ``kept_parameters``, ``source_parameters``, ``bytes``, ``seconds``, ``insertion``, ``cut``, ``regime``.
+        labels: names of the cloned classes.
+    """
+
+    metrics: dict[str, Any]
+    labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, clone: Clone) -> Report:
+        """The report of the first target that ``clone`` was made for."""
+        return cls(dict(clone.config.adapters[0].metrics), clone.labels)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.metrics[name]
+
+    def __str__(self) -> str:
+        rows = [f"  {text:<44}{_shown(self.metrics.get(name), kind)}" for name, text, kind in ROWS]
+        return "\n".join([f"Clone of {len(self.labels)} classes: {', '.join(self.labels)}", *rows])
+
+
+ROWS = (
+    ("insertion", "read from the target at", "text"),
+    ("cut", "source cut after", "text"),
+    ("target_alone", "target alone, its own classes", "percent"),
+    ("ori", "with the clone, the target's classes (Ori)", "percent"),
+    ("source_alone", "source alone, the cloned classes", "percent"),
+    ("tar", "with the clone, the cloned classes (Tar)", "percent"),
+    ("avg", "mean of both (Avg)", "percent"),
+    ("diverted", "target images diverted to the clone", "percent"),
+    ("auroc", "gate AUROC", "number"),
+    ("kept_parameters", "parameters added", "count"),
+    ("source_parameters", "parameters of the source", "count"),
+    ("bytes", "bytes (module, adapter and gate)", "count"),
+    ("seconds", "seconds to learn", "number"),
+)
+
+
+def _shown(value: Any, kind: str) -> str:
+    if value is None:
+        return "not measured"
+    if kind == "percent":
+        return f"{100 * value:.1f} %"
+    if kind == "count":
+        return f"{value:,}"
+    return f"{value:.3f}" if kind == "number" else str(value)
