@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pnc_hub import files
-from pnc_hub.config import AdapterConfig, CloneConfig
-from pnc_hub.errors import (
-    ArtifactError,
-    CloneNotFoundError,
-    InsertionPointError,
-    MalformedArtifactError,
-    ProbeError,
-    PublishError,
-    SourceError,
-)
-from pnc_hub.module import Adapter, CloneModule, Gate, Source, empty, put_tensors, shrink, tensors_of
-from pnc_hub.points import INPUT
-from pnc_hub.preprocess import Preprocess, Reprocess
+from pnc_hub.assembly import assemble
+from pnc_hub.config import LIBRARY_NAME, AdapterConfig, CloneConfig
+from pnc_hub.errors import ArtifactError, CloneNotFoundError, MalformedArtifactError, ProbeError, PublishError
+from pnc_hub.module import CloneModule, Gate, empty
+from pnc_hub.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
     from pnc_hub.report import Report
+
+MAX_PROBES = 16  # inputs per adapter
 
 
 class Clone:
@@ -130,7 +124,7 @@ class Clone:
                 repo_id=str(id_or_folder),
             )
         try:
-            config = CloneConfig.from_dict(files.read_json(locate(files.CONFIG)))
+            config = CloneConfig.from_dict(files.read_json(locate(files.CONFIG), files.CONFIG))
         except ArtifactError as error:
             error.file = error.file or files.CONFIG
             raise error.at(repo_id=name, revision=commit or at) from None
@@ -142,19 +136,27 @@ class Clone:
         Raises:
             PublishError: ``folder`` holds other files than a clone's, or can not be written.
         """
-        folder = Path(folder).absolute()
-        if folder.exists() and not (folder.is_dir() and _is_replaceable(folder)):
-            raise PublishError(f"{folder} holds something else than a clone; choose a new or empty folder")
+        folder = Path(folder).resolve()
         self._load_all()
+        try:
+            if folder.exists() and not _is_replaceable(folder):
+                raise PublishError(f"{folder} holds something else than a clone; choose a new or empty folder")
+            self._put(folder)
+        except OSError as error:
+            raise PublishError(f"the clone can not be written to {folder} ({error}); nothing was changed") from error
+        return folder
+
+    def _put(self, folder: Path) -> None:
+        """Write beside ``folder``, then take its place; whatever interrupts it, what was there before is there again."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        new, old = work / "new", work / "old"
         try:
-            new, old = work / "new", work / "old"
             new.mkdir()
             self._write(new)
-            if folder.exists():
-                folder.rename(old)
             try:
+                if folder.exists():
+                    folder.rename(old)
                 new.rename(folder)
             except BaseException:
                 if old.exists() and not folder.exists():
@@ -162,7 +164,6 @@ class Clone:
                 raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        return folder
 
     def push_to_hub(
         self,
@@ -202,8 +203,16 @@ class Clone:
             )
 
     def adapter(self, name: str) -> AdapterConfig:
-        """The adapter called ``name``."""
-        return next(adapter for adapter in self.config.adapters if adapter.name == name)
+        """The adapter called ``name``.
+
+        Raises:
+            CloneNotFoundError: there is none.
+        """
+        adapters = {adapter.name: adapter for adapter in self.config.adapters}
+        if name not in adapters:
+            reason = f"it has no adapter {name!r}; its adapters are {', '.join(adapters)}"
+            raise CloneNotFoundError(reason, repo_id=self.repo_id, revision=self.revision)
+        return adapters[name]
 
     def build(self, adapter: AdapterConfig, given: Preprocess) -> tuple[CloneModule, Gate]:
         """The module and gate for one adapter, frozen and in eval mode, sharing this clone's tensors.
@@ -215,107 +224,15 @@ class Clone:
         Raises:
             MalformedArtifactError: the files do not hold exactly the tensors that the configuration implies.
         """
-        try:
-            return self._build(adapter, given)
-        except ArtifactError as error:
-            raise error.at(repo_id=self.repo_id, revision=self.revision) from None
-
-    def _build(self, adapter: AdapterConfig, given: Preprocess) -> tuple[CloneModule, Gate]:
-        prefix, branch = self._branch
-        own = nn.ModuleDict({"gate": Gate(branch["head"].in_features, device="meta")})
-        at_input = adapter.insertion.module == INPUT
-        first: nn.Module = prefix
-        if not at_input:
-            first = own["adapter"] = Adapter(adapter.insertion.point(), self._cut_point, device="meta")
-        self._dry_run(CloneModule(first, branch["tail"], branch["head"], len(self.labels)), adapter)
-        self._fill(branch, files.WEIGHTS)
-        self._fill(own, adapter.file)
-        if at_input:
-            self._fill(nn.ModuleDict({"prefix": prefix}), files.PREFIX)
-            first = nn.Sequential(Reprocess(given, self.config.preprocess.value()), prefix)
-        module = CloneModule(first, branch["tail"], branch["head"], len(self.labels))
-        return module.requires_grad_(False).eval(), own["gate"].requires_grad_(False).eval()
-
-    def _dry_run(self, module: nn.Module, adapter: AdapterConfig) -> None:
-        """One pass without weights or memory: shapes that do not fit together show before anything is read."""
-        try:
-            module.eval()(empty(adapter.insertion.point(), device="meta"))
-        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-            reason = f"its tail does not run on what adapter {adapter.name!r} gives it ({error})"
-            raise MalformedArtifactError(reason, file=files.CONFIG) from None
-
-    @property
-    def _branch(self) -> tuple[nn.Module, nn.ModuleDict]:
-        """(prefix, {tail, head}) on the meta device, with the shapes that the configuration records."""
-        source, config = self._source, self.config
-        if max(entry.source_index for entry in config.classes) >= source.num_classes:
-            raise MalformedArtifactError(
-                f"a source_index is beyond the source's {source.num_classes} classes", file=files.CONFIG
-            )
-        prefix, tail = source.parts(config.cut.module)
-        rows = len(config.classes) + (source.num_classes > len(config.classes))
-        branch = nn.ModuleDict({"tail": tail, "head": nn.Linear(source.features, rows, device="meta")})
-        try:
-            shrink(branch, config.tail.shapes, config.tail.attributes)
-        except InsertionPointError as error:
-            raise MalformedArtifactError(str(error), file=files.CONFIG) from None
-        return prefix, branch
-
-    @cached_property
-    def _source(self) -> Source:
-        from timm.models import is_model
-
-        named = self.config.source
-        if not is_model(named.architecture):
-            raise MalformedArtifactError(
-                f"its source is a {named.architecture!r}, which this timm does not have; upgrade timm, or import the"
-                " package that registers it",
-                file=files.CONFIG,
-            )
-        arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in named.model_args.items()}
-        try:
-            size = self.config.preprocess.value().input_size
-            source = Source.of(named.architecture, tuple(sorted(arguments.items())), size)
-            source.skeleton.point(self.config.cut.module)
-        except (TypeError, ValueError, RuntimeError, AssertionError, SourceError, InsertionPointError) as error:
-            raise MalformedArtifactError(
-                f"its source {named.architecture!r} with {named.model_args} can not be rebuilt ({error})",
-                file=files.CONFIG,
-            ) from None
-        return source
-
-    @property
-    def _cut_point(self) -> Any:
-        return self._source.skeleton.point(self.config.cut.module)
-
-    def _fill(self, module: nn.Module, file: str) -> None:
-        put_tensors(module, self._read(file, tensors_of(module)))
-
-    def _read(self, file: str, like: dict[str, Tensor]) -> dict[str, Tensor]:
-        if file not in self._tensors:
-            if self._locate is None:
-                raise CloneNotFoundError("this clone was made without it", file=file)
-            expected = files.specs(like.items())
-            self._tensors[file] = files.read_tensors(self._locate(file), expected, self._digest(file), file)
-        return self._tensors[file]
-
-    def _digest(self, file: str) -> str:
-        recorded = {adapter.file: adapter.sha256 for adapter in self.config.adapters}
-        recorded.update(self.config.files)
-        if not recorded.get(file):
-            raise MalformedArtifactError("the configuration records no sha256 for it", file=file)
-        return recorded[file]
+        with self._named():
+            return assemble(self.config, adapter, given, self._read)
 
     def probe(self, adapter: AdapterConfig) -> dict[str, Tensor]:
-        """The shipped input of ``adapter`` and its expected output: ``image``, ``feature``, ``logits`` (raw, [B, K])."""
-        if files.PROBE not in self._tensors:
-            self._load_probe()
+        """The shipped input of ``adapter`` and its expected output: ``feature`` and ``logits`` (raw, [B, K])."""
+        with self._named():
+            tensors = self._tensors.get(files.PROBE) or self._read(files.PROBE, self._probe_specs())
         prefix = f"{adapter.name}/"
-        return {
-            name.removeprefix(prefix): tensor
-            for name, tensor in self._tensors[files.PROBE].items()
-            if name.startswith(prefix)
-        }
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
     def run_probe(self, adapter: AdapterConfig) -> float:
         """Run the shipped input through the module; returns by how much its logits miss those expected, at most.
@@ -336,26 +253,46 @@ class Clone:
             )
         return float(difference.max())
 
-    def _load_probe(self) -> None:
-        if self._locate is None:
-            raise CloneNotFoundError("this clone was made without it", file=files.PROBE)
-        path = self._locate(files.PROBE)
-        found = files.read_header(path, files.PROBE)
+    def _probe_specs(self) -> dict[str, files.TensorSpec]:
+        """What the file of probes must hold; only how many inputs there are is its own affair."""
+        found, expected = files.read_header(self._path(files.PROBE), files.PROBE), {}
         for adapter in self.config.adapters:
             feature = found.get(f"{adapter.name}/feature")
-            wanted = tuple(empty(adapter.insertion.point(), device="meta").shape)
-            logits = found.get(f"{adapter.name}/logits")
-            if feature is None or feature.shape[1:] != wanted[1:] or logits is None:
-                raise MalformedArtifactError(f"it holds no probe for adapter {adapter.name!r}", file=files.PROBE)
-            if logits.shape != (feature.shape[0], len(self.labels)) or not 1 <= feature.shape[0] <= 16:
-                raise MalformedArtifactError(f"the probe of {adapter.name!r} has the wrong shape", file=files.PROBE)
-        self._tensors[files.PROBE] = files.read_tensors(path, found, self._digest(files.PROBE), files.PROBE)
+            count = feature.shape[0] if feature is not None and feature.shape else 1
+            shape = tuple(empty(adapter.insertion.point(), min(max(count, 1), MAX_PROBES), device="meta").shape)
+            expected[f"{adapter.name}/feature"] = files.TensorSpec(shape, torch.float32)
+            expected[f"{adapter.name}/logits"] = files.TensorSpec((shape[0], len(self.labels)), torch.float32)
+        return expected
+
+    def _read(self, file: str, expected: dict[str, files.TensorSpec]) -> dict[str, Tensor]:
+        if file not in self._tensors:
+            self._tensors[file] = files.read_tensors(self._path(file), expected, self._digest(file), file)
+        return self._tensors[file]
+
+    def _path(self, file: str) -> Path:
+        if self._locate is None:
+            raise CloneNotFoundError("this clone was made without it", file=file)
+        return self._locate(file)
+
+    def _digest(self, file: str) -> str:
+        recorded = {adapter.file: adapter.sha256 for adapter in self.config.adapters}
+        recorded.update(self.config.files)
+        if not recorded.get(file):
+            raise MalformedArtifactError("the configuration records no sha256 for it", file=file)
+        return recorded[file]
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors from within say which clone they are about."""
+        try:
+            yield
+        except ArtifactError as error:
+            raise error.at(repo_id=self.repo_id, revision=self.revision) from error.__cause__
 
     def _load_all(self) -> None:
         """Have every file's tensors in memory, each verified, so that the artifact can be written again."""
         for adapter in self.config.adapters:
-            target = Preprocess.of(nn.Module())
-            self.build(adapter, target)
+            self.build(adapter, self.config.preprocess.value())
             self.probe(adapter)
 
     def _write(self, folder: Path) -> None:
@@ -372,7 +309,12 @@ class Clone:
 
 
 def _is_replaceable(folder: Path) -> bool:
-    """Empty, or a clone and nothing else."""
-    entries = {path.name for path in folder.iterdir()}
-    known = {files.CONFIG, files.WEIGHTS, files.PREFIX, files.PROBE, files.CARD, "adapters", "figures"}
-    return not entries or (files.CONFIG in entries and entries <= known)
+    """Empty, or a clone and nothing else: saving removes what was there."""
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*")] if folder.is_dir() else [""]
+    if not paths:
+        return True
+    try:
+        config = files.read_json(folder / files.CONFIG, files.CONFIG)
+    except ArtifactError:
+        return False
+    return all(map(files.is_ours, paths)) and isinstance(config, dict) and config.get("library_name") == LIBRARY_NAME

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pnc_hub import fusion, patch
+from pnc_hub import patch
 from pnc_hub.artifact import Clone
 from pnc_hub.config import AdapterConfig, same_label
 from pnc_hub.errors import (
@@ -48,11 +48,10 @@ class Attachment:
         self.clone: Clone | None = clone
         self.labels, self.insertion = clone.labels, adapter.insertion.module
         self.fired = False
-        self._adapter, self._given = adapter, given
-        self._point, self._enabled = adapter.insertion.module, True
+        self._enabled = True
         self._patch: patch.Patch | None = None
-        self._model: Callable[[], nn.Module | None] = lambda: None
-        self._parts = self._built(device, dtype)
+        self._model: Callable[[], nn.Module | None] = _nowhere
+        self._branch: patch.Branch | None = patch.Branch(clone, adapter, given, device, dtype)
 
     def __repr__(self) -> str:
         if self.clone is None:
@@ -60,7 +59,12 @@ class Attachment:
         return f"Attachment({', '.join(self.labels)} at {self.insertion!r}, {self.clone!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None}
+        return {**self.__dict__, "_model": self._model()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy belongs to the copy of its model that is made with it."""
+        model = state["_model"]
+        self.__dict__.update(state, _model=_nowhere if model is None else weakref.ref(model))
 
     def __enter__(self) -> Attachment:
         return self
@@ -75,12 +79,13 @@ class Attachment:
         Raises:
             TargetError: the clone is detached or disabled, so there are none.
         """
-        start = self._patch.width if self._patch else 0
-        for member in self._patch.active if self._patch else ():
+        model, joined = self._model(), self._patch
+        start = _width(model, joined) if model is not None and joined is not None else 0
+        for member in joined.active if joined else ():
             if member is self:
                 return slice(start, start + len(self.labels))
             start += len(member.labels)
-        raise TargetError(f"{self!r} has no logits now: it is {'disabled' if self._patch else 'detached'}")
+        raise TargetError(f"{self!r} has no logits now: it is {'disabled' if joined else 'detached'}")
 
     def detach(self) -> None:
         """Take the clone out. In any order, twice, or after an exception: the model is what it was."""
@@ -89,9 +94,9 @@ class Attachment:
             if joined is not None:
                 joined.members = tuple(member for member in joined.members if member is not self)
                 if model is not None:
-                    patch.uninstall(model, joined, {member._point for member in joined.members})
+                    patch.uninstall(model, joined, {member.insertion for member in joined.members})
                     _set_width(model, joined)
-            self.clone = self._patch = self._parts = None
+            self.clone = self._patch = self._branch = None
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -106,62 +111,49 @@ class Attachment:
                 self._enabled = before
                 self._show_width()
 
-    @torch.inference_mode()
     def verify(self, callable: Callable[[Tensor], Tensor] | None = None) -> float:
         """Check that the clone answers its probe, and that it is heard where the model is run.
 
         Args:
-            callable: how the model is run, if not by calling it: a compiled or wrapped version of it.
+            callable: how the model is run, if not by calling it: a compiled or wrapped version of it. It gets one image, in
+                the grad mode in which ``verify`` is called; graphs compiled for other shapes or modes are not looked at.
 
         Returns:
             The largest absolute difference from the probe's expected logits.
 
         Raises:
             ProbeError: beyond the artifact's tolerance, or the output does not carry the clone's logits.
-            TargetError: the model is in training mode (running it would change its statistics), or the clone detached.
+            TargetError: the model is in training mode (running it would change its statistics), or the clone is detached
+                or disabled.
         """
-        model = self._model()
-        if self.clone is None or model is None or self._patch is None:
-            raise TargetError("the clone is detached; attach it again to verify it")
+        model, branch, columns = self._model(), self._branch, self.logit_slice
+        if model is None or branch is None:
+            raise TargetError(f"the model of {self!r} is gone; attach the clone again to verify it")
         if any(module.training for module in model.modules()):
             raise TargetError("the model is in training mode; call model.eval() before verifying a clone")
-        difference = self.clone.run_probe(self._adapter)
+        difference = branch.clone.run_probe(branch.adapter)
         reference = next(model.parameters(), torch.zeros(()))
-        image = torch.zeros(1, *self._given.input_size, device=reference.device, dtype=reference.dtype)
-        expected, found = model(image), (callable or model)(image)
-        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
+        image = torch.zeros(1, *branch.given.input_size, device=reference.device, dtype=reference.dtype)
+        try:
+            expected, found = model(image), (model if callable is None else callable)(image)
+        except TargetError as error:
+            raise ProbeError(str(error)) from error
+        complete = expected.shape[1] >= columns.stop and found.shape == expected.shape
+        if not complete or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
             raise ProbeError(
                 f"the callable returns {list(found.shape)} and does not carry the clone's logits: it was compiled or"
                 " captured before the clone was attached. Attach first, or call torch.compiler.reset()."
             )
         return difference
 
-    def _run(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The module on one batch of features, on their device and in their dtype."""
-        module, _, device, dtype = self._parts
-        wanted = dtype if torch.is_autocast_enabled(feature.device.type) else feature.dtype
-        if (device, dtype) != (feature.device, wanted):
-            self._parts = self._built(feature.device, wanted)
-            module = self._parts[0]
-        if not self.fired:
-            self.fired = True
-        return module(feature)
-
-    def _logits(self, target_logits: Tensor, output: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """New logits [B, K] in the device and dtype of the target's."""
-        clone_logits, reject, features = (value.to(target_logits.device) for value in output)
-        gate_logit = self._parts[1](target_logits, clone_logits, reject, features)
-        return fusion.new_logits(target_logits, clone_logits, gate_logit)
-
-    def _built(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """(module, gate, device, dtype), from the clone's own tensors, so that no precision is lost on the way."""
-        module, gate = self.clone.build(self._adapter, self._given)
-        return module.to(device, dtype), gate.to(device), device, dtype
-
     def _show_width(self) -> None:
         model = self._model()
         if model is not None and self._patch is not None:
             _set_width(model, self._patch)
+
+
+def _nowhere() -> None:
+    """What a dead weak reference returns."""
 
 
 def attach(
@@ -237,8 +229,6 @@ def attach(
 def attachments(model: nn.Module) -> tuple[Attachment, ...]:
     """The clones that are joined to ``model``, in the order in which they were attached."""
     joined = patch.patch_of(model)
-    for member in joined.members if joined else ():
-        member._model = weakref.ref(model)  # a copy of a model finds its own clones here
     return joined.members if joined else ()
 
 
@@ -251,10 +241,10 @@ def detach(model: nn.Module) -> None:
 def _apply(model: nn.Module, attachment: Attachment) -> None:
     """The one step with an effect on the model: it happens whole or not at all."""
     with _LOCK:
-        joined = patch.patch_of(model) or patch.Patch(int(model.num_classes), attachment._given.input_size[0])
+        joined = patch.patch_of(model) or patch.Patch(int(model.num_classes), attachment._branch.given.input_size[0])
         attachment._patch, attachment._model = joined, weakref.ref(model)
         try:
-            patch.install(model, joined, {attachment._point})
+            patch.install(model, joined, {attachment.insertion})
             joined.members = (*joined.members, attachment)
             _set_width(model, joined)
         except BaseException:
@@ -262,19 +252,26 @@ def _apply(model: nn.Module, attachment: Attachment) -> None:
             raise
 
 
+def _width(model: nn.Module, joined: patch.Patch | None) -> int:
+    """How many classes the model has of its own; ``reset_classifier`` may have changed that since the clones came."""
+    return joined.width if joined is not None and model.num_classes == joined.shown else int(model.num_classes)
+
+
 def _set_width(model: nn.Module, joined: patch.Patch) -> None:
-    model.num_classes = joined.width + sum(len(member.labels) for member in joined.active)
+    joined.width = _width(model, joined)
+    joined.shown = model.num_classes = joined.width + sum(len(member.labels) for member in joined.active)
 
 
 def _check_target(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TargetError(f"a clone attaches to a timm model (an nn.Module), received a {type(model).__name__}")
     kind = type(model).__name__
-    if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel)) or hasattr(model, "_orig_mod"):
+    wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+    if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
         raise TargetError(
             f"hooks do not reach through a {kind}; attach to the plain model, then script, compile or wrap it"
         )
-    width = getattr(model, "num_classes", None)
+    width = vars(model).get("num_classes")  # not a property or an attribute of the class: it is set and set back
     if isinstance(width, int) and width <= 0:
         raise NoClassifierError(
             f"{kind} has no classifier head (num_classes={width}), so there are no logits to extend; build it with its"
@@ -287,17 +284,19 @@ def _check_target(model: nn.Module) -> None:
 def _choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterConfig:
     names = {name for name, _ in model.named_modules()}
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    width = _width(model, patch.patch_of(model))
     made_for = [adapter for adapter in clone.config.adapters if adapter.target is not None]
     for adapter in made_for:
         target, insertion = adapter.target, adapter.insertion
         at_input = insertion.module == INPUT
-        if at_input and (architecture, model.num_classes) == (target.architecture, target.num_classes):
+        if at_input and (architecture, width) == (target.architecture, target.num_classes):
             return adapter
         if insertion.module in names and matches(model, insertion.trunk, target.fingerprint):
             return adapter
-    if on_mismatch == "warn":
-        return _forced_adapter(model, made_for, architecture)
     universal = next((adapter for adapter in clone.config.adapters if adapter.target is None), None)
+    relatives = [adapter for adapter in made_for if architecture in (None, adapter.target.architecture)]
+    if on_mismatch == "warn" and (relatives or universal is None):
+        return _forced_adapter(model, relatives or made_for, architecture)
     if universal is None:
         raise FingerprintMismatchError(_mismatch(model, made_for, architecture))
     warnings.warn(

@@ -35,30 +35,28 @@ def metadata(clone: Clone) -> Any:
 
     config = clone.config
     targets = [adapter.target for adapter in config.adapters if adapter.target is not None]
-    models = [config.source.hub_id, *(target.hub_id for target in targets)]
+    named = [config.source.hub_id, *(target.hub_id for target in targets)]
+    models = list(dict.fromkeys(name for name in named if name))
     metrics = clone.report.metrics
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type="held-out",
-            dataset_name=dataset,
+            dataset_type=f"held-out-{images}",  # those of one type would be listed under one name
+            dataset_name=f"held-out images of the {classes}",
             metric_type="accuracy",
-            metric_name=name,
+            metric_name=f"accuracy of the {classes}",
             metric_value=round(float(metrics[key]), 4),
         )
-        for key, name, dataset in (
-            ("tar", "accuracy of the cloned classes", "held-out images of the cloned classes"),
-            ("ori", "accuracy of the target's classes", "held-out images of the target's classes"),
-        )
-        if metrics.get(key) is not None
+        for key, images, classes in (("tar", "cloned", "cloned classes"), ("ori", "target", "target's classes"))
+        if isinstance(metrics.get(key), (int, float))
     ]
     license_name = config.source.license.lower()
     return ModelCardData(
         library_name=LIBRARY_NAME,
         pipeline_tag="image-classification",
         license=license_name if license_name in _LICENSES else "other",
-        base_model=list(dict.fromkeys(model for model in models if model)) or None,
-        base_model_relation="adapter",
+        base_model=models or None,
+        base_model_relation="adapter" if models else None,
         metrics=["accuracy"],
         model_name=f"Clone of {config.source.architecture}" if results else None,
         eval_results=results or None,
@@ -74,7 +72,7 @@ def metadata(clone: Clone) -> Any:
 
 
 def _body(clone: Clone) -> str:
-    config = clone.config
+    config, metrics = clone.config, clone.report.metrics
     rows = "\n".join(f"| {index} | {_text(label)} |" for index, label in enumerate(config.labels))
     targets = "\n".join(
         f"| {_text(adapter.name)} | {_text((adapter.target and adapter.target.architecture) or 'any timm classifier')}"
@@ -82,7 +80,7 @@ def _body(clone: Clone) -> str:
         for adapter in config.adapters
     )
     measured = "\n".join(
-        f"| {text} | {report._shown(clone.report.metrics.get(name), kind)} |" for name, text, kind in report.ROWS
+        f"| {text} | {_text(report.shown(metrics.get(name), kind))} |" for name, text, kind in report.ROWS
     )
     origin = config.source.hub_id or config.source.architecture
     return f"""# {len(config.labels)} classes cloned from {_text(origin)}
@@ -117,7 +115,7 @@ with pnc_hub.attach(model, "user/name@revision") as clone:   # this repository, 
 | --- | --- |
 {measured}
 
-Regime: {_text(str(clone.report.metrics.get("regime")))}. Source licence: {_text(config.source.license)}.
+Regime: {_text(report.shown(metrics.get("regime"), "text"))}. Source licence: {_text(config.source.license)}.
 Written by pnc_hub {config.pnc_hub_version}.
 """
 

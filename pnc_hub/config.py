@@ -1,100 +1,24 @@
-"""The schema of ``config.json``, format version 1, and its strict parsing: types, names, bounds.
+"""The schema of ``config.json``, format version 1, and its strict parsing.
 
 Annotations are evaluated here (no ``from __future__ import annotations``): the validators read them.
 """
 
-import re
 import types
 import typing
 import unicodedata
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from huggingface_hub.dataclasses import strict, validated_field
 from huggingface_hub.errors import StrictDataclassError
 
+from pnc_hub import checks, files
 from pnc_hub.errors import FormatVersionError, MalformedArtifactError
 from pnc_hub.points import INPUT, LAYOUTS, InsertionPoint
 from pnc_hub.preprocess import Preprocess
 
 FORMAT_VERSION = 1
 LIBRARY_NAME = "pnc-hub"
-MAX_CLASSES = 100_000
-MAX_LABEL = 200
-
-# Constructor arguments of timm architectures that an artifact may name, with the largest integer each may hold.
-_SIZES = ("base_width", "channels", "dims", "embed_dim", "embed_dims", "head_hidden_size", "num_features")
-_SIZES += ("stem_chs", "stem_size", "stem_width", "width", "widths")
-_COUNTS = ("cardinality", "depth", "depths", "layers", "num_heads", "patch_size", "window_size")
-MODEL_ARGS: dict[str, int] = {
-    "num_classes": MAX_CLASSES,
-    "in_chans": 64,
-    "img_size": 2048,
-    **dict.fromkeys(_SIZES, 8192),
-    **dict.fromkeys(_COUNTS, 128),
-    **dict.fromkeys(("act_layer", "class_token", "global_pool", "norm_layer", "pad_type", "stem_type"), 1),
-}
-
-
-def _matching(pattern: str, what: str) -> Callable[[str], None]:
-    compiled = re.compile(pattern)
-
-    def check(value: str | None) -> None:
-        if value is not None and not compiled.fullmatch(value):
-            raise ValueError(f"{value!r:.80} is no {what}")
-
-    return check
-
-
-def _between(low: float, high: float) -> Callable[[Any], None]:
-    def check(value: Any) -> None:
-        for number in value if isinstance(value, list) else (value,):
-            if not low <= number <= high:
-                raise ValueError(f"{number!r:.40} is not between {low} and {high}")
-
-    return check
-
-
-def _values(check: Callable[[Any], None]) -> Callable[[dict], None]:
-    def each(value: dict) -> None:
-        for item in value.values():
-            check(item)
-
-    return each
-
-
-def _model_args(value: dict[str, Any]) -> None:
-    for name, argument in value.items():
-        if name not in MODEL_ARGS:
-            raise ValueError(f"{name!r:.80} is no model argument that an artifact may set")
-        items = argument if isinstance(argument, list) else [argument]
-        if len(items) > 32:
-            raise ValueError(f"{name} has {len(items)} items, at most 32 are allowed")
-        for item in items:
-            if isinstance(item, str):
-                _matching(r"[a-z0-9_]{0,32}", f"value for {name}")(item)
-            elif isinstance(item, (bool, int)) and not 0 <= item <= MODEL_ARGS[name]:
-                raise ValueError(f"{name}={item!r:.40} is not between 0 and {MODEL_ARGS[name]}")
-            elif not isinstance(item, (bool, int)):
-                raise ValueError(f"{name} holds a {type(item).__name__}")
-
-
-def _label(value: str) -> None:
-    if not 1 <= len(value) <= MAX_LABEL or value != value.strip():
-        raise ValueError(f"a label has 1 to {MAX_LABEL} characters and no spaces around it, found {value!r:.80}")
-    for character in value:
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-            raise ValueError(f"label {value!r:.80} holds the unprintable character {character!r}")
-
-
-_module = _matching(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "module path")
-_hex = _matching(r"[0-9a-f]{64}", "sha256")
-_hub_id = _matching(r"[A-Za-z0-9_.\-]{1,96}(/[A-Za-z0-9_.\-]{1,96})?", "Hub id")
-_architecture = _matching(r"[a-z0-9_]{1,96}", "timm architecture")
-_revision = _matching(r"[0-9a-f]{40}", "commit sha")
-_word = _matching(r"[a-zA-Z0-9_.\-]{1,64}", "plain word")
-_size = _between(1, 1 << 20)
 
 
 @strict
@@ -102,12 +26,12 @@ _size = _between(1, 1 << 20)
 class SourceConfig:
     """Where the clone was cut from."""
 
-    hub_id: str | None = validated_field(_hub_id)
-    revision: str | None = validated_field(_revision)
-    architecture: str = validated_field(_architecture)
-    model_args: dict[str, Any] = validated_field(_model_args)
-    fingerprint: dict[str, str] = validated_field(_values(_hex))
-    license: str = validated_field(_word)
+    hub_id: str | None = validated_field(checks.hub_id)
+    revision: str | None = validated_field(checks.commit)
+    architecture: str = validated_field(checks.architecture)
+    model_args: dict[str, Any] = validated_field(checks.model_args)
+    fingerprint: dict[str, str] = validated_field(checks.values(checks.sha256))
+    license: str = validated_field(checks.word)
 
 
 @strict
@@ -115,8 +39,8 @@ class SourceConfig:
 class CutConfig:
     """The module of the source after which the tail begins."""
 
-    module: str = validated_field(_module)
-    index: int = validated_field(_between(0, 0))
+    module: str = validated_field(checks.module_path)
+    index: int = validated_field(checks.between(0, 0))
 
 
 @strict
@@ -124,8 +48,8 @@ class CutConfig:
 class ClassConfig:
     """One cloned class: its name and its row in the source's head."""
 
-    label: str = validated_field(_label)
-    source_index: int = validated_field(_between(0, MAX_CLASSES))
+    label: str = validated_field(checks.text)
+    source_index: int = validated_field(checks.between(0, checks.MAX_CLASSES))
 
 
 @strict
@@ -133,11 +57,11 @@ class ClassConfig:
 class PreprocessConfig:
     """The source's image convention."""
 
-    input_size: list[int] = validated_field(_between(1, 8192))
-    mean: list[float] = validated_field(_between(-1e3, 1e3))
-    std: list[float] = validated_field(_between(1e-6, 1e3))
-    interpolation: str = validated_field(_word)
-    crop_pct: float = validated_field(_between(1e-3, 10.0))
+    input_size: list[int] = validated_field(checks.between(1, checks.MAX_SIDE))
+    mean: list[float] = validated_field(checks.between(-1e3, 1e3))
+    std: list[float] = validated_field(checks.between(1e-6, 1e3))
+    interpolation: str = validated_field(checks.word)
+    crop_pct: float = validated_field(checks.between(1e-3, 10.0))
 
     def validate_lengths(self) -> None:
         """Three sizes, and a mean and standard deviation per channel."""
@@ -160,8 +84,10 @@ class PreprocessConfig:
 class TailConfig:
     """What pruning changed of the tail and head: tensor shapes, and the integer attributes of their layers."""
 
-    shapes: dict[str, list[int]] = validated_field(_values(_size), default_factory=dict)
-    attributes: dict[str, dict[str, int]] = validated_field(_values(_values(_size)), default_factory=dict)
+    shapes: dict[str, list[int]] = validated_field(checks.values(checks.size), default_factory=dict)
+    attributes: dict[str, dict[str, int]] = validated_field(
+        checks.values(checks.values(checks.size)), default_factory=dict
+    )
 
 
 @strict
@@ -169,11 +95,11 @@ class TailConfig:
 class TargetConfig:
     """The target that an adapter was made for."""
 
-    hub_id: str | None = validated_field(_hub_id)
-    revision: str | None = validated_field(_revision)
-    architecture: str | None = validated_field(_architecture)
-    fingerprint: dict[str, str] = validated_field(_values(_hex))
-    num_classes: int = validated_field(_between(1, MAX_CLASSES))
+    hub_id: str | None = validated_field(checks.hub_id)
+    revision: str | None = validated_field(checks.commit)
+    architecture: str | None = validated_field(checks.architecture)
+    fingerprint: dict[str, str] = validated_field(checks.values(checks.sha256))
+    num_classes: int = validated_field(checks.between(1, checks.MAX_CLASSES))
 
 
 @strict
@@ -181,13 +107,13 @@ class TargetConfig:
 class InsertionConfig:
     """Where the target is read, and which of its modules and parameters come before."""
 
-    module: str = validated_field(_module)
-    index: int = validated_field(_between(0, 0))
-    channels: int = validated_field(_size)
-    reduction: int = validated_field(_size)
+    module: str = validated_field(checks.module_path)
+    index: int = validated_field(checks.between(0, 0))
+    channels: int = validated_field(checks.size)
+    reduction: int = validated_field(checks.size)
     layout: str = field()
-    grid: list[int] = validated_field(_size)
-    prefix_tokens: int = validated_field(_between(0, 4096))
+    grid: list[int] = validated_field(checks.between(1, checks.MAX_SIDE))
+    prefix_tokens: int = validated_field(checks.between(0, 4096))
     trunk: list[str] = field(default_factory=list)
 
     def validate_fields(self) -> None:
@@ -197,7 +123,7 @@ class InsertionConfig:
         if len(self.grid) != 2:
             raise ValueError(f"grid has {len(self.grid)} sides instead of 2")
         for name in self.trunk:
-            _module(name)
+            checks.module_path(name)
         if bool(self.trunk) == (self.module == INPUT):
             raise ValueError("a trunk is listed exactly where the insertion point is not the input")
 
@@ -228,24 +154,21 @@ class InsertionConfig:
 class AdapterConfig:
     """An adapter and gate for one target; ``target`` is None for the universal one, at the input of any target."""
 
-    name: str = validated_field(_matching(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}", "adapter name"))
+    name: str = validated_field(checks.matching(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}", "adapter name"))
     target: TargetConfig | None
     insertion: InsertionConfig
     file: str
-    sha256: str = validated_field(_matching(r"([0-9a-f]{64})?", "sha256"))
-    metrics: dict[str, Any] = field(default_factory=dict)
+    sha256: str = validated_field(checks.matching(r"([0-9a-f]{64})?", "sha256"))
+    metrics: dict[str, Any] = validated_field(checks.metrics, default_factory=dict)
 
     def validate_file(self) -> None:
-        """The file is named for the adapter, a universal adapter reads the input, metrics are plain values."""
+        """The file is named for the adapter, and a universal adapter reads the input."""
         if self.file != f"adapters/{self.name}.safetensors":
             raise ValueError(
                 f"adapter {self.name!r} must be in adapters/{self.name}.safetensors, not {self.file!r:.80}"
             )
         if self.target is None and self.insertion.module != INPUT:
             raise ValueError(f"adapter {self.name!r} names no target and is not at the input")
-        for name, value in self.metrics.items():
-            if not isinstance(value, (int, float, str, type(None))):
-                raise ValueError(f"metric {name!r:.40} is a {type(value).__name__}")
 
 
 @strict
@@ -253,8 +176,8 @@ class AdapterConfig:
 class ProbeConfig:
     """How closely the probe's expected output must be met."""
 
-    atol: float = validated_field(_between(0.0, 1.0))
-    rtol: float = validated_field(_between(0.0, 1.0))
+    atol: float = validated_field(checks.between(0.0, 1.0))
+    rtol: float = validated_field(checks.between(0.0, 1.0))
 
 
 @strict
@@ -264,20 +187,20 @@ class CloneConfig:
 
     format_version: int
     library_name: str
-    pnc_hub_version: str = validated_field(_matching(r"[0-9A-Za-z.+\-]{1,40}", "version"))
+    pnc_hub_version: str = validated_field(checks.matching(r"[0-9A-Za-z.+\-]{1,40}", "version"))
     source: SourceConfig
     cut: CutConfig
     classes: list[ClassConfig]
     preprocess: PreprocessConfig
     tail: TailConfig
     adapters: list[AdapterConfig]
-    files: dict[str, str] = validated_field(_values(_hex))
+    files: dict[str, str] = validated_field(checks.values(checks.sha256))
     probe: ProbeConfig
 
     def validate_classes(self) -> None:
         """Labels and rows are unique, labels also after Unicode normalisation and case folding."""
-        if not 1 <= len(self.classes) <= MAX_CLASSES:
-            raise ValueError(f"a clone adds 1 to {MAX_CLASSES} classes, found {len(self.classes)}")
+        if not 1 <= len(self.classes) <= checks.MAX_CLASSES:
+            raise ValueError(f"a clone adds 1 to {checks.MAX_CLASSES} classes, found {len(self.classes)}")
         for what, values in (
             ("labels", [same_label(entry.label) for entry in self.classes]),
             ("source indices", [entry.source_index for entry in self.classes]),
@@ -286,10 +209,16 @@ class CloneConfig:
                 raise ValueError(f"two classes have the same {what}")
 
     def validate_adapters(self) -> None:
-        """At least one adapter, each under its own name."""
-        names = [adapter.name for adapter in self.adapters]
+        """At least one adapter, each under its own name, also where file names ignore case."""
+        names = [adapter.name.casefold() for adapter in self.adapters]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"adapters must be at least one and have different names, found {names!r:.80}")
+
+    def validate_files(self) -> None:
+        """Only files that a clone has beside its adapters."""
+        unknown = sorted(self.files.keys() - {files.WEIGHTS, files.PREFIX, files.PROBE})
+        if unknown:
+            raise ValueError(f"a clone has no file {unknown[0]!r:.80}")
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The whole story on scikit-learn's handwritten digits: offline, without an account, in about a minute.
 
-A small ResNet learns the digits 5 to 9, a small MobileNetV2 the digits 0 to 4. What the first knows is cloned, attached to
+A small ResNet learns the digits 5 to 9, a small ConvNeXt the digits 0 to 4. What the first knows is cloned, attached to
 the second, measured on digits that neither has seen, and detached again.
 """
 
@@ -24,7 +24,8 @@ from pnc_hub.cloning import clone
 from pnc_hub.cloning.evaluate import accuracy, measure
 
 SIDE = 32
-SOURCE_ARGS = {"channels": (24, 48, 96, 192), "stem_width": 24}
+SOURCE_ARGS = {"channels": (16, 32, 64, 128), "stem_width": 16}
+TARGET_ARGS = {"dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)}
 SOURCE_DIGITS, TARGET_DIGITS = range(5, 10), range(5)
 CLONED = {"five": (5, 6, 7, 8, 9), "three": (5, 7, 9)}
 
@@ -67,9 +68,9 @@ def run(output: Path, seed: int = 0, say: Callable[[str], None] = print, progres
         What ``report.json`` holds.
     """
     output.mkdir(parents=True, exist_ok=True)
-    say(f"Training a ResNet on the digits 5 to 9 and a MobileNetV2 on the digits 0 to 4 (seed {seed}) ...")
+    say(f"Training a ResNet on the digits 5 to 9 and a ConvNeXt on the digits 0 to 4 (seed {seed}) ...")
     source = _trained("resnet18", SOURCE_DIGITS, seed, progress, **SOURCE_ARGS)
-    target = _trained("mobilenetv2_050", TARGET_DIGITS, seed, progress)
+    target = _trained("convnext_atto", TARGET_DIGITS, seed, progress, **TARGET_ARGS)
     held_old = Digits(TARGET_DIGITS, seed, train=False)
     report: dict[str, Any] = {
         "seed": seed,
@@ -108,19 +109,19 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         "",
         f"{'accuracy on held-out digits':<44}{'digits 0-4':>12}{'new digits':>12}{'both':>8}",
-        f"{'MobileNetV2 alone (knows 0-4)':<44}{_percent(report['target_accuracy']):>12}{'-':>12}{'-':>8}",
+        f"{'ConvNeXt alone (knows 0-4)':<44}{_percent(report['target_accuracy']):>12}{'-':>12}{'-':>8}",
     ]
     for row in report["clones"].values():
         digits = ", ".join(map(str, row["digits"]))
         lines.append(f"{f'ResNet alone, on {digits}':<44}{'-':>12}{_percent(row['source_alone']):>12}{'-':>8}")
-        what = f"MobileNetV2 + clone of {digits}"
+        what = f"ConvNeXt + clone of {digits}"
         lines.append(f"{what:<44}{_percent(row['ori']):>12}{_percent(row['tar']):>12}{_percent(row['avg']):>8}")
     lines.append("")
     for name, row in report["clones"].items():
         lines.append(
-            f"clone-{name}: {row['kept_parameters']:,} parameters, {row['kept']:.0%} of the ResNet; reads the MobileNetV2 at"
+            f"clone-{name}: {row['kept_parameters']:,} parameters, {row['kept']:.0%} of the ResNet; reads the ConvNeXt at"
             f" {row['insertion']}; {_percent(row['diverted'])} of the old digits diverted;"
-            f" after detaching the MobileNetV2 is {'exactly what it was' if row['restored'] else 'CHANGED'}."
+            f" after detaching the ConvNeXt is {'exactly what it was' if row['restored'] else 'CHANGED'}."
         )
     return "\n".join(lines)
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pnc_hub.errors import CloneNotFoundError, IntegrityError, MalformedArtifactError
@@ -23,6 +27,9 @@ WEIGHTS = "model.safetensors"
 PREFIX = "prefix.safetensors"
 PROBE = "probe.safetensors"
 CARD = "README.md"
+_OURS = re.compile(
+    r"config\.json|README\.md|(model|prefix|probe)\.safetensors|adapters(/[^/]+\.safetensors)?|figures(/[^/]+\.png)?"
+)
 
 MAX_CONFIG_BYTES = 4 << 20
 MAX_HEADER_BYTES = 4 << 20
@@ -58,34 +65,41 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, file: str) -> Any:
     """Parse a small JSON file without JSON's leniencies: no duplicate keys, no NaN, no huge numbers, no deep nesting."""
-    data = _read(path, MAX_CONFIG_BYTES, "configuration")
-    return _parse_json(data, path.name)
+    with _opened(path, MAX_CONFIG_BYTES, file) as (stream, size):
+        return _parse_json(stream.read(size), file)
 
 
-def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str | None, file: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str, file: str) -> dict[str, Tensor]:
     """Load a safetensors file that holds exactly the ``expected`` tensors, all finite.
+
+    The file is read once: the bytes that were checked are those that are used, whatever happens to the file later.
 
     Args:
         path: the file.
         expected: name -> shape and dtype; a missing, surplus or different tensor is an error.
-        digest: sha256 that the file must have (None to skip).
+        digest: sha256 that the file must have.
         file: its name inside the artifact, for messages.
 
     Raises:
+        CloneNotFoundError: there is no such file.
         IntegrityError: the sha256 is another one.
         MalformedArtifactError: anything else is not as expected.
     """
-    _check_file(path, MAX_FILE_BYTES, file)
-    if digest is not None and sha256(path) != digest:
+    with _opened(path, MAX_FILE_BYTES, file) as (stream, size):
+        data = stream.read(size)
+    if hashlib.sha256(data).hexdigest() != digest:
         raise IntegrityError(
             f"its sha256 is not the one that {CONFIG} records; download it again (force_download=True)", file=file
         )
-    found = read_header(path, file)
+    found = _parse_header(io.BytesIO(data), len(data), file)
     if found != expected:
         raise MalformedArtifactError(_difference(found, expected), file=file)
-    tensors = safetensors.torch.load_file(path)
+    try:
+        tensors = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise MalformedArtifactError(f"safetensors does not read it ({error})", file=file) from None
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise MalformedArtifactError(f"tensor {name!r} holds NaN or infinity", file=file)
@@ -94,12 +108,54 @@ def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str | None
 
 def read_header(path: Path, file: str) -> dict[str, TensorSpec]:
     """Names, shapes and dtypes of a safetensors file, from its header alone; offsets must cover the file exactly."""
-    size = _check_file(path, MAX_FILE_BYTES, file)
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise MalformedArtifactError("not a safetensors file (its header length is impossible)", file=file)
-        header = _parse_json(stream.read(length), file)
+    with _opened(path, MAX_FILE_BYTES, file) as (stream, size):
+        return _parse_header(stream, size, file)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write ``tensors`` as safetensors; the same tensors give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    path.write_bytes(safetensors.torch.save(owned, metadata={"format": "pt"}))  # save_file makes it private to the user
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON that a person can read."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def specs(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, TensorSpec]:
+    """The specification that named ``tensors`` meet."""
+    return {name: TensorSpec.of(tensor) for name, tensor in tensors}
+
+
+def is_ours(path: str) -> bool:
+    """Whether a file or folder of this relative path can belong to a clone."""
+    return _OURS.fullmatch(path) is not None
+
+
+@contextmanager
+def _opened(path: Path, limit: int, file: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file of at most ``limit`` bytes, and its size; what the system refuses comes out typed."""
+    try:
+        status = os.stat(path)  # before it is opened: opening a FIFO waits until somebody writes to it
+        if not stat.S_ISREG(status.st_mode):
+            raise MalformedArtifactError("not a regular file", file=file)
+        if status.st_size > limit:
+            raise MalformedArtifactError(f"{status.st_size} bytes, more than the {limit} allowed", file=file)
+        with path.open("rb") as stream:
+            yield stream, status.st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise CloneNotFoundError("the artifact has no such file", file=file) from None
+    except OSError as error:
+        raise MalformedArtifactError(f"it can not be read ({error.strerror})", file=file) from error
+
+
+def _parse_header(stream: BinaryIO, size: int, file: str) -> dict[str, TensorSpec]:
+    length = int.from_bytes(stream.read(8), "little")
+    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise MalformedArtifactError("not a safetensors file (its header length is impossible)", file=file)
+    header = _parse_json(stream.read(length), file)
     if not isinstance(header, dict):
         raise MalformedArtifactError("its safetensors header is not an object", file=file)
     header.pop("__metadata__", None)
@@ -118,30 +174,14 @@ def read_header(path: Path, file: str) -> dict[str, TensorSpec]:
     return specs
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write ``tensors`` as safetensors; the same tensors give the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
-    safetensors.torch.save_file(owned, path, metadata={"format": "pt"})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON that a person can read."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def specs(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, TensorSpec]:
-    """The specification that named ``tensors`` meet."""
-    return {name: TensorSpec.of(tensor) for name, tensor in tensors}
-
-
 def _parse_entry(name: str, entry: Any, file: str) -> tuple[TensorSpec, tuple[int, int]]:
     def is_size(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
 
     valid = isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"} and len(name) <= 500
     valid = valid and isinstance(entry["shape"], list) and isinstance(entry["data_offsets"], list)
-    valid = valid and entry["dtype"] in _DTYPES and len(entry["shape"]) <= 8 and len(entry["data_offsets"]) == 2
+    valid = valid and isinstance(entry["dtype"], str) and entry["dtype"] in _DTYPES
+    valid = valid and len(entry["shape"]) <= 8 and len(entry["data_offsets"]) == 2
     if not valid or not all(map(is_size, [*entry["shape"], *entry["data_offsets"]])):
         raise MalformedArtifactError(f"tensor {name!r:.80} is not described as safetensors allows here", file=file)
     dtype, (start, stop) = _DTYPES[entry["dtype"]], entry["data_offsets"]
@@ -174,26 +214,6 @@ def _parse_json(data: bytes, file: str) -> Any:
         )
     except (ValueError, RecursionError) as error:
         raise MalformedArtifactError(f"not valid JSON ({str(error)[:200]})", file=file) from None
-
-
-def _read(path: Path, limit: int, what: str) -> bytes:
-    size = _check_file(path, limit, path.name)
-    data = path.read_bytes()
-    if len(data) > max(size, limit):
-        raise MalformedArtifactError(f"the {what} grew while it was read", file=path.name)
-    return data
-
-
-def _check_file(path: Path, limit: int, file: str) -> int:
-    try:
-        status = os.stat(path)
-    except OSError:
-        raise CloneNotFoundError("the artifact has no such file", file=file) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise MalformedArtifactError("not a regular file", file=file)
-    if status.st_size > limit:
-        raise MalformedArtifactError(f"{status.st_size} bytes, more than the {limit} allowed", file=file)
-    return status.st_size
 
 
 def _difference(found: dict[str, TensorSpec], expected: dict[str, TensorSpec]) -> str:

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from pnc_hub.module import tensors_of
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Changed by a forward pass in training mode and by nothing else, and never read in eval mode.
@@ -49,10 +51,10 @@ def matches(model: nn.Module, trunk: Iterable[str], expected: dict[str, str]) ->
 
 def state_digest(model: nn.Module) -> str:
     """sha256 over every parameter and buffer of ``model`` as it is: before attach and after detach it is the same."""
-    return _digest(_tensors(model, None, counters=True), None)
+    return _digest(dict(sorted((name, tensor.detach()) for name, tensor in tensors_of(model).items())), None)
 
 
-def _tensors(model: nn.Module, trunk: Iterable[str] | None, counters: bool = False) -> dict[str, Tensor]:
+def _tensors(model: nn.Module, trunk: Iterable[str] | None) -> dict[str, Tensor]:
     state = model.state_dict(keep_vars=True)
     if trunk is not None:
         wanted = set(trunk)
@@ -60,7 +62,7 @@ def _tensors(model: nn.Module, trunk: Iterable[str] | None, counters: bool = Fal
     return {
         name: value.detach()
         for name, value in sorted(state.items())
-        if isinstance(value, Tensor) and (counters or name.rpartition(".")[2] not in _COUNTERS)
+        if isinstance(value, Tensor) and name.rpartition(".")[2] not in _COUNTERS
     }
 
 

@@ -43,8 +43,8 @@ def new_logits(target_logits: Tensor, clone_logits: Tensor, gate_logit: Tensor) 
 def scalars(target_logits: Tensor, clone_logits: Tensor, reject: Tensor) -> Tensor:
     """What a gate can read off both heads, in the order of ``SCALARS``: [B, 5], float32 at least.
 
-    Energies are ``logsumexp`` of the logits; ``reject`` [B] is the module's estimate of the source's energy over the
-    classes that were not cloned.
+    Energies are ``logsumexp`` of the logits; ``reject`` [B] is the module's logit for
+    everything that is none of the cloned classes.
     """
     target, clone = _at_least_float32(target_logits), _at_least_float32(clone_logits)
     columns = [target.logsumexp(1), target.amax(1), clone.logsumexp(1), clone.amax(1), _at_least_float32(reject)]

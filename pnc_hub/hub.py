@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pnc_hub import files
-from pnc_hub.errors import CloneNotFoundError, HubError, IntegrityError, PublishError
+from pnc_hub.errors import ArtifactError, CloneNotFoundError, HubError, IntegrityError, PublishError
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -26,13 +26,16 @@ def split_revision(name: str, revision: str | None) -> tuple[str, str | None]:
         ('user/birds', 'v1.0')
     """
     base, at, inside = name.partition("@")
-    if not at or not is_repo_id(base):
+    if not is_repo_id(base):
         return name, revision
-    if revision is not None and revision != inside:
+    if at and revision not in (None, inside):
         raise CloneNotFoundError(
             f"two revisions were given: {inside!r} in the name and revision={revision!r}; give one", repo_id=base
         )
-    return base, inside
+    revision = inside if at else revision
+    if revision == "":
+        raise CloneNotFoundError("an empty revision was given; give a branch, tag or commit, or none", repo_id=base)
+    return base, revision
 
 
 def is_repo_id(name: str) -> bool:
@@ -96,29 +99,33 @@ def push(
     create_pr: bool,
     commit_message: str,
 ) -> CommitInfo:
-    """Upload exactly the files that ``save_pretrained`` wrote, as one commit.
+    """Upload exactly the files that ``save_pretrained`` wrote, as one commit; none is made where nothing has changed.
+
+    Files of the clone that was there before and that this one lacks are deleted; those of others stay.
 
     Raises:
         PublishError: the Hub refused or failed; the repository holds what it held before.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     if not is_repo_id(repo_id):
         raise PublishError(f"{repo_id!r} is no Hub repository; give 'user/name'")
     api = HfApi(token=token, library_name="pnc-hub")
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
+    added = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        present = api.list_repo_files(repo.repo_id, revision=revision)
         return api.create_commit(
             repo.repo_id,
-            operations,
+            [
+                *(CommitOperationAdd(name, path) for name, path in added.items()),
+                *(CommitOperationDelete(name) for name in present if files.is_ours(name) and name not in added),
+            ],
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
         )
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # huggingface_hub, its HTTP client and hf_xet each raise errors of their own
         raise PublishError(
             f"{repo_id}: the clone was not published, the repository is as before ({_first_line(error)})."
             " Check the name and that you are logged in with write access (hf auth login)."
@@ -127,38 +134,54 @@ def push(
 
 @contextmanager
 def _explained(repo_id: str, revision: str | None, file: str) -> Iterator[None]:
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError
 
-    where = {"repo_id": repo_id, "revision": revision, "file": file}
     try:
         yield
-    except GatedRepoError as error:
-        raise HubError(
-            "the repository is gated: ask for access on its page, then log in (hf auth login)", **where
-        ) from error
-    except RepositoryNotFoundError as error:
-        reason = "no such repository on the Hub, or it is private: check the name, or log in (hf auth login)"
-        raise CloneNotFoundError(reason, **where) from error
-    except RevisionNotFoundError as error:
-        raise CloneNotFoundError("the repository has no such revision (branch, tag or commit)", **where) from error
-    except LocalEntryNotFoundError as error:
-        reason = "not in the local cache, and the Hub was not asked or could not be reached"
-        raise CloneNotFoundError(reason, **where) from error
-    except EntryNotFoundError as error:
-        raise CloneNotFoundError("the repository has no such file, so it holds no clone", **where) from error
-    except HFValidationError as error:
-        raise CloneNotFoundError(f"not a valid Hub id ({_first_line(error)})", **where) from error
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
-        raise HubError(f"the Hub did not deliver it ({_first_line(error)}); try again later", **where) from error
+    except Exception as error:  # huggingface_hub, its HTTP client and hf_xet each raise errors of their own
+        # where a copy in the cache would have served, the client wraps what the Hub answered
+        answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
+        kind, reason = _explanation(answer)
+        raise kind(reason, repo_id=repo_id, revision=revision, file=file) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _explanation(error: BaseException) -> tuple[type[ArtifactError], str]:
+    from huggingface_hub import errors as client
+
+    known: tuple[tuple[type[Exception], type[ArtifactError], str], ...] = (  # a class stands before its bases
+        (
+            client.GatedRepoError,
+            HubError,
+            "the repository is gated: ask for access on its page, then log in (hf auth login)",
+        ),
+        (
+            client.RepositoryNotFoundError,
+            CloneNotFoundError,
+            "no such repository on the Hub, or it is private: check the name, or log in (hf auth login)",
+        ),
+        (
+            client.RevisionNotFoundError,
+            CloneNotFoundError,
+            "the repository has no such revision (branch, tag or commit)",
+        ),
+        (
+            client.LocalEntryNotFoundError,
+            CloneNotFoundError,
+            "not in the local cache, and the Hub was not asked or could not be reached",
+        ),
+        (
+            client.EntryNotFoundError,
+            CloneNotFoundError,
+            "the repository has no such file, so it holds no clone",
+        ),
+        (client.HFValidationError, CloneNotFoundError, f"not a valid Hub id ({_first_line(error)})"),
+    )
+    for met, kind, reason in known:
+        if isinstance(error, met):
+            return kind, reason
+    return HubError, f"the Hub did not deliver it ({_first_line(error)}); try again later, or check your token"
+
+
+def _first_line(error: BaseException) -> str:
+    text = getattr(error, "server_message", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:300]

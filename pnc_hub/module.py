@@ -62,18 +62,16 @@ class Adapter(nn.Module):
 class CloneModule(nn.Module):
     """Feature at the insertion point -> (clone logits, reject logit, features of the gate)."""
 
-    def __init__(self, adapter: nn.Module, tail: nn.Module, head: nn.Linear, num_classes: int) -> None:
-        """``head`` has a row per cloned class and, where the source has other classes, one more: the reject logit."""
+    def __init__(self, adapter: nn.Module, tail: nn.Module, head: nn.Linear) -> None:
+        """``head`` has a row per cloned class and, last, the reject logit: how much the image is of something else."""
         super().__init__()
         self.adapter, self.tail, self.head = adapter, tail, head
-        self.num_classes = num_classes
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns ([B, K], [B], [B, C]); the reject logit is 0 where every class of the source was cloned."""
+        """Returns ([B, K], [B], [B, C]): the penultimate feature comes last."""
         penultimate = self.tail(self.adapter(feature))
         logits = self.head(penultimate)
-        reject = logits[:, self.num_classes] if logits.shape[1] > self.num_classes else logits.new_zeros(())
-        return logits[:, : self.num_classes], reject.expand(logits.shape[0]), penultimate
+        return logits[:, :-1], logits[:, -1], penultimate
 
 
 class Gate(nn.Module):
@@ -102,9 +100,14 @@ class Source:
         """Build ``architecture`` with ``model_args`` for images of ``size``; all have been checked by the caller."""
         with torch.device("meta"):
             model = timm.create_model(architecture, pretrained=False, **model_args)
+        self._key = (architecture, tuple(sorted(model_args.items())), size)
         self.skeleton = Skeleton(model, size)
         self.num_classes = int(model.num_classes)
         self.model, self.features = without_classifier(self.skeleton.model)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the name alone."""
+        return Source.of, self._key
 
     def parts(self, cut: str) -> tuple[fx.GraphModule, fx.GraphModule]:
         """(prefix, tail) on the meta device for one cut; both may be changed, nothing is shared with other calls."""
@@ -146,8 +149,9 @@ def to_maps(feature: Tensor, point: InsertionPoint) -> Tensor:
     if point.layout == "NC":
         return feature[:, :, None, None]
     tokens = feature[:, point.prefix_tokens :].transpose(1, 2)
-    rows = round((tokens.shape[2] * point.grid[0] / point.grid[1]) ** 0.5)
-    return tokens.unflatten(2, (rows, tokens.shape[2] // rows))
+    length = int(tokens.shape[2])  # a tensor while torch.jit.trace looks on
+    rows = round((length * point.grid[0] / point.grid[1]) ** 0.5)
+    return tokens.unflatten(2, (rows, length // rows))
 
 
 def attributes_of(module: nn.Module) -> dict[str, dict[str, int]]:

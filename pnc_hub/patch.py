@@ -1,24 +1,30 @@
 """The hooks that join clones to a running model, and nothing else.
 
-One ``Patch`` serves all clones of a model. At the start of a forward pass it takes a snapshot of the clones that take part,
-so that attaching or detaching meanwhile, from another thread, never mixes two states in one answer. Features are turned
-into clone logits at the moment they appear: a later layer may overwrite them in place. Nothing but hook tables and
-``num_classes`` of the model changes, so ``state_dict`` and the parameters are the model's alone.
+One ``Patch`` serves all clones of a model. At the start of a forward pass it takes a snapshot of the clones that take part
+and of what they compute with, so that attaching or detaching meanwhile, from another thread, never mixes two states in one
+answer. Features are copied when they appear, because a later layer may overwrite them in place, and turned into logits when
+the pass ends, because gradient checkpointing repeats what happens in between. Nothing but hook tables and ``num_classes`` of
+the model changes, so ``state_dict`` and the parameters are the model's alone.
 """
 
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pnc_hub import fusion
 from pnc_hub.errors import ImageError, TargetError
 from pnc_hub.points import INPUT
 
 if TYPE_CHECKING:
+    from pnc_hub.artifact import Clone
     from pnc_hub.attachment import Attachment
+    from pnc_hub.config import AdapterConfig
+    from pnc_hub.preprocess import Preprocess
 
 _TABLES = (
     "_forward_pre_hooks",
@@ -30,7 +36,7 @@ _TABLES = (
 
 
 class _Pass(threading.local):
-    """One forward pass of one thread: ``members`` that take part, and the ``outputs`` of those that have run.
+    """One forward pass of one thread: ``members`` that take part, and the ``features`` that they read.
 
     Both are items of a dictionary, because torch.compile keeps a change to a dictionary and loses one to an attribute of
     a ``threading.local``.
@@ -40,13 +46,48 @@ class _Pass(threading.local):
         self.state: dict[str, Any] = {}
 
 
+class Branch:
+    """The module and the gate of one attached clone, on the device and in the dtype of the features that come."""
+
+    def __init__(
+        self, clone: Clone, adapter: AdapterConfig, given: Preprocess, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Builds for features on ``device`` in ``dtype``; others are followed as they come."""
+        self.clone, self.adapter, self.given = clone, adapter, given
+        self._parts = self._built(device, dtype)
+
+    def __call__(self, feature: Tensor, target_logits: Tensor) -> Tensor:
+        """Logits of the cloned classes [B, K], on the device and in the dtype of the target's [B, T]."""
+        kind = feature.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = torch.promote_types(feature.dtype, torch.float32) if autocast else feature.dtype
+        parts = self._parts
+        if parts[2:] != (feature.device, dtype):
+            parts = self._parts = self._built(feature.device, dtype)
+        module, gate = parts[:2]
+        clone_logits, reject, features = module(feature)
+        own = target_logits.to(feature.device)
+        with torch.autocast(kind, enabled=False) if autocast else nullcontext():  # fusion needs its float32
+            new = fusion.new_logits(own, clone_logits, gate(own, clone_logits, reject, features))
+        return new.to(target_logits.device)
+
+    # Built within someone's inference mode, the weights would be refused by autograd ever after.
+    @torch.inference_mode(False)
+    def _built(
+        self, device: torch.device, dtype: torch.dtype
+    ) -> tuple[nn.Module, nn.Module, torch.device, torch.dtype]:
+        """From the clone's own tensors, so that no precision is lost on the way."""
+        module, gate = self.clone.build(self.adapter, self.given)
+        return module.to(device, dtype), gate.to(device), device, dtype
+
+
 class Patch(nn.Module):
     """All clones of one model. Its bound methods are the hooks, so a copy of the model gets a copy of the clones."""
 
     def __init__(self, width: int, channels: int) -> None:
-        """``width`` is the model's own number of classes, ``channels`` that of its images."""
+        """``width`` is the model's own number of classes (``shown`` what it says at present), ``channels`` its images'."""
         super().__init__()
-        self.width, self.channels = width, channels
+        self.width, self.shown, self.channels = width, width, channels
         self.members: tuple[Attachment, ...] = ()
         self._pass = _Pass()
 
@@ -62,24 +103,33 @@ class Patch(nn.Module):
         """The members that are not disabled, in the order of their logits."""
         return tuple(member for member in self.members if member._enabled)
 
-    def begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Root pre-hook: look at the images, take the snapshot, run the clones that read the input."""
-        images = args[0] if args else next(iter(kwargs.values()), None)
-        check_images(images, self.channels)
+    def begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+        """Root pre-hook: look at the images, take the snapshot.
+
+        torch leaves ``kwargs`` out when the hook is registered or removed, by another thread, while the pass begins.
+        """
         state = self._pass.state
-        state["members"], state["outputs"] = self.active, {}
-        self._compute(INPUT, images)
+        state.clear()
+        images = args[0] if args else next(iter((kwargs or {}).values()), None)
+        if images is None:
+            return
+        check_images(images, self.channels)
+        members = [(member, member._branch) for member in self.active]
+        state["members"] = [(member, branch) for member, branch in members if branch is not None]
+        state["features"] = {}
+        self.capture(INPUT, images)
 
     def capture(self, name: str, output: Any) -> None:
         """Called by the hook on the insertion point ``name``."""
-        if "members" in self._pass.state:
-            self._compute(name, output)
+        state = self._pass.state
+        if any(member.insertion == name for member, _ in state.get("members", ())):
+            state["features"][name] = output.clone()
 
     def end(self, model: nn.Module, args: tuple, output: Any) -> Any:
         """Root hook: the target's own logits, then those of each clone. Also called when the forward pass fails."""
         state = self._pass.state
-        members, outputs = state.pop("members", ()), state.pop("outputs", None)
-        if output is None or not outputs:
+        members, features = state.pop("members", ()), state.pop("features", {})
+        if output is None or not members:
             return None
         if not isinstance(output, Tensor) or output.dim() != 2:
             raise TargetError(
@@ -87,16 +137,18 @@ class Patch(nn.Module):
                 " clone, or call the model so that it returns its logits (model.eval() for models with two heads)"
             )
         columns = [output]
-        for position, member in enumerate(members):
-            if position in outputs:
-                columns.append(member._logits(output, outputs[position]))
+        for member, branch in members:
+            if member.insertion in features:
+                columns.append(branch(features[member.insertion], output))
+                if not member.fired:
+                    member.fired = True
+            elif member in self.members:  # or else it was detached meanwhile
+                raise TargetError(
+                    f"{type(model).__name__} ran past {member.insertion!r} without its hooks, so {member!r} has no logits:"
+                    " the module was replaced, or the model was compiled before the clone was attached. Attach the clone"
+                    " again, or call torch.compiler.reset()"
+                )
         return torch.cat(columns, 1)
-
-    def _compute(self, name: str, feature: Any) -> None:
-        state = self._pass.state
-        for position, member in enumerate(state["members"]):
-            if member._point == name:
-                state["outputs"][position] = member._run(feature)
 
 
 class Capture(nn.Module):

@@ -152,11 +152,8 @@ class Skeleton:
         return unavoidable
 
     def _node(self, name: str) -> fx.Node:
-        for node in self._unavoidable:
-            if node.target == name:
-                return node
         self.point(name)
-        raise InsertionPointError(f"{name!r} can not be cut at")
+        return next(node for node in self._unavoidable if node.target == name)
 
     def _part(self, model: nn.Module, start: fx.Node, start_name: str, end: Any) -> fx.GraphModule:
         """The nodes between ``start`` (replaced by a placeholder) and ``end``, as a module."""
@@ -188,7 +185,7 @@ def insertion_points(model: nn.Module) -> tuple[InsertionPoint, ...]:
     Example:
         >>> import timm
         >>> model = timm.create_model("resnet18")
-        >>> [(p.name, p.channels, p.reduction, p.layout) for p in insertion_points(model)][-4:-1]
+        >>> [(p.name, p.channels, p.reduction, p.layout) for p in insertion_points(model)][-3:]
         [('layer4.0', 512, 32, 'NCHW'), ('layer4.1', 512, 32, 'NCHW'), ('global_pool', 512, 224, 'NC')]
     """
     return tuple(Skeleton(model).points.values())
@@ -201,7 +198,7 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode whose tensors are on the meta device and which carries no hooks."""
+    """A copy in eval mode and float32, whose tensors are on the meta device and which carries no hooks."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -213,7 +210,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
         for name, table in vars(module).items():
             if "_hooks" in name and isinstance(table, dict):
                 memo[id(table)] = type(table)()
-    return copy.deepcopy(model, memo).eval()
+    return copy.deepcopy(model, memo).eval().float()
 
 
 class _ShallowTracer(fx.Tracer):

@@ -33,7 +33,7 @@ class Report:
         return self.metrics[name]
 
     def __str__(self) -> str:
-        rows = [f"  {text:<44}{_shown(self.metrics.get(name), kind)}" for name, text, kind in ROWS]
+        rows = [f"  {text:<44}{shown(self.metrics.get(name), kind)}" for name, text, kind in ROWS]
         return "\n".join([f"Clone of {len(self.labels)} classes: {', '.join(self.labels)}", *rows])
 
 
@@ -54,11 +54,14 @@ ROWS = (
 )
 
 
-def _shown(value: Any, kind: str) -> str:
+def shown(value: Any, kind: str) -> str:
+    """A measurement as text; ``kind`` is that of its row in ``ROWS``."""
     if value is None:
         return "not measured"
+    if kind == "text" or isinstance(value, str):
+        return str(value)
     if kind == "percent":
         return f"{100 * value:.1f} %"
     if kind == "count":
         return f"{value:,}"
-    return f"{value:.3f}" if kind == "number" else str(value)
+    return f"{value:.3f}"

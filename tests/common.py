@@ -81,7 +81,7 @@ def tiny_clone(
         cuts = list(networks.cuts().values())
         at = networks.points()[insertion] if insertion else points[len(points) // 2]
         after = networks.cuts()[cut] if cut else next(p for p in cuts[len(cuts) // 2 :] if p.layout != "NC")
-        reject = (torch.randn(networks.width) * 0.1, torch.zeros(())) if len(networks.others) else None
+        reject = (torch.randn(networks.width) * 0.1, torch.zeros(()))
         tail, head = networks.tail(after.name), networks.head_rows(reject)
         if keep is not None:
             size = sum(p.numel() for p in [*tail.parameters(), *head.parameters()])
@@ -90,7 +90,7 @@ def tiny_clone(
             ]
             local = [(feature, torch.zeros(4, dtype=torch.long), torch.ones(4))]
             tail, head = prune(tail, head, after, local, int(keep * size))
-        module = CloneModule(Adapter(at, after), tail, head, len(labels)).eval().requires_grad_(False)
+        module = CloneModule(Adapter(at, after), tail, head).eval().requires_grad_(False)
         learned = Learned(module, _random_gate(head), _random_gate(head), at, after, 0.0)
         described = source_config(source, source_args(family), None, "apache-2.0", networks)
         return package(learned, networks, described, dict(zip(labels, rows, strict=True)), None, target, universal)

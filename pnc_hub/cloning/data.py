@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
+from pnc_hub import checks
 from pnc_hub.config import same_label
 from pnc_hub.errors import DataError, ImageError, SourceError
 from pnc_hub.preprocess import Preprocess
 
 UNLABELLED = -1
-
-
-@dataclass(frozen=True)
-class Split:
-    """One set of images in three parts: for fitting, for choices, and for the report, which is read once."""
-
-    fit: Dataset
-    choose: Dataset
-    report: Dataset
-
-    @classmethod
-    def of(cls, dataset: Images, seed: int, choose: float = 0.15, report: float = 0.15) -> Split:
-        """Split every class in the same proportions, shuffled by ``seed``; each part gets at least one image a class."""
-        rng = np.random.RandomState(seed)
-        parts: tuple[list[int], list[int], list[int]] = ([], [], [])
-        labels = np.asarray(dataset.labels)
-        for label in np.unique(labels):
-            members = rng.permutation(np.flatnonzero(labels == label))
-            if len(members) < 3:
-                raise DataError(
-                    f"class {label} has {len(members)} images; learning, choosing and reporting need 3 at least"
-                )
-            held = [max(1, round(share * len(members))) for share in (report, choose)]
-            cuts = np.cumsum(held)
-            for part, chosen in zip((2, 1, 0), np.split(members, cuts), strict=True):
-                parts[part].extend(chosen.tolist())
-        return cls(*(Subset(dataset, sorted(part)) for part in parts))
 
 
 class Images(Dataset):
@@ -142,8 +114,13 @@ def resolve_classes(
     for label, index in resolved:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
             raise SourceError(f"class {label!r} is index {index!r}, and the source has classes 0 to {count - 1}")
-    if not resolved or len({index for _, index in resolved}) != len(resolved):
-        raise SourceError(f"give at least one class, each once; received {list(classes)!r:.200}")
+        try:
+            checks.text(label)
+        except ValueError as error:
+            raise SourceError(f"a class can not have this name: {error}") from None
+    different = {index for _, index in resolved}, {same_label(label) for label, _ in resolved}
+    if not resolved or any(len(values) != len(resolved) for values in different):
+        raise SourceError(f"give at least one class, each once and under its own name; received {list(classes)!r:.200}")
     return dict(resolved)
 
 

@@ -22,25 +22,34 @@ from pnc_hub.points import InsertionPoint
 
 logger = logging.getLogger(__name__)
 
-PATCHES = 4
+# Neighbours: cells per side of the masking grid, largest share of them masked, crop and shift, noise over contrast.
+PATCHES, LARGEST_MASK, CROP, NOISE = 4, 0.5, 0.15, 0.1
+# No layer loses more than this share of its channels.
 LARGEST_CUT = 0.9
 
 
 def neighbours(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Perturbed neighbours of ``images`` [B, C, H, W] and how near they are [B], between 0 and 1.
 
-    Each image has some cells of a grid replaced by its mean colour and gets a little noise; the proximity falls with the
-    share of cells that were replaced.
+    Each image is cropped and shifted a little, some cells of a grid are replaced by its mean colour, and it gets a little
+    noise; the proximity falls with the share of cells that were replaced.
     """
     count, _, height, width = images.shape
-    share = torch.rand(count, 1, 1, 1, generator=generator) * 0.6
-    hidden = (torch.rand(count, 1, PATCHES, PATCHES, generator=generator) < share).float().to(images.device)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator).to(images.device)
+
+    zoom = 1 - CROP * uniform(count)
+    shift = (2 * uniform(count, 2) - 1) * CROP
+    crop = torch.zeros(count, 2, 3, device=images.device)
+    crop[:, 0, 0], crop[:, 1, 1], crop[:, :, 2] = zoom, zoom, shift
+    grid = F.affine_grid(crop, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    hidden = (uniform(count, 1, PATCHES, PATCHES) < LARGEST_MASK * uniform(count, 1, 1, 1)).float()
     mask = F.interpolate(hidden, size=(height, width), mode="nearest")
-    spread = images.std((2, 3), keepdim=True)
-    noise = torch.randn(images.shape, generator=generator).to(images.device) * spread * 0.1
-    changed = images * (1 - mask) + images.mean((2, 3), keepdim=True) * mask + noise
-    distance = hidden.mean((1, 2, 3))
-    return changed, torch.exp(-((distance / 0.5) ** 2))
+    noise = torch.randn(images.shape, generator=generator).to(images.device) * images.std((2, 3), keepdim=True) * NOISE
+    changed = moved * (1 - mask) + images.mean((2, 3), keepdim=True) * mask + noise
+    return changed, torch.exp(-((hidden.mean((1, 2, 3)) / 0.5) ** 2))
 
 
 def prune(

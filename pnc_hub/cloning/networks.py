@@ -20,14 +20,9 @@ class Lesson(NamedTuple):
     """What the source says of a batch of images."""
 
     cloned: Tensor  # logits of the cloned classes [B, K]
-    rejected: Tensor  # energy (logsumexp) of its other classes [B]; zeros where there are none
+    rejected: Tensor  # energy (logsumexp) of its other classes [B]; -inf where there are none
     penultimate: Tensor  # what its classifier reads [B, C]
     features: dict[str, Tensor]  # by cut
-
-    @property
-    def all_logits(self) -> Tensor:
-        """[B, K + 1]: the cloned classes and, as one more class, all others."""
-        return torch.cat([self.cloned, self.rejected[:, None]], 1)
 
 
 class Reader:
@@ -85,9 +80,7 @@ class Networks:
         """What the source says of the target's ``images`` [B, C, H, W]."""
         penultimate, features = self.source(self.to_source(images), cuts)
         logits = self.head(penultimate)
-        none = logits.new_zeros(len(logits))
-        rejected = logits[:, self.others].logsumexp(1) if len(self.others) else none
-        return Lesson(logits[:, self.classes], rejected, penultimate, features)
+        return Lesson(logits[:, self.classes], logits[:, self.others].logsumexp(1), penultimate, features)
 
     def cuts(self) -> dict[str, InsertionPoint]:
         """Places where the source can be cut."""
@@ -106,12 +99,13 @@ class Networks:
         return self.source.skeleton.prefix(self.source.model, cut)
 
     def head_rows(self, reject: tuple[Tensor, Tensor] | None) -> nn.Linear:
-        """The source's rows of the cloned classes, and ``reject`` (weight [C], bias) below them."""
-        weight, bias = self.head.weight[self.classes], self.head.bias[self.classes]
-        if reject is not None:
-            weight, bias = torch.cat([weight, reject[0][None]]), torch.cat([bias, reject[1][None]])
-        rows = nn.Linear(weight.shape[1], weight.shape[0], device=self.device)
-        rows.weight, rows.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+        """The source's rows of the cloned classes, and below them the reject row (weight [C], bias), or zeros."""
+        weight, bias = (
+            reject if reject is not None else (self.head.weight.new_zeros(self.width), self.head.bias.new_zeros(()))
+        )
+        rows = nn.Linear(self.width, len(self.classes) + 1, device=self.device)
+        rows.weight = nn.Parameter(torch.cat([self.head.weight[self.classes], weight[None]]))
+        rows.bias = nn.Parameter(torch.cat([self.head.bias[self.classes], bias[None]]))
         return rows
 
     @torch.no_grad()

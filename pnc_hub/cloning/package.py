@@ -47,8 +47,6 @@ class Learned:
     source: InsertionPoint
     score: float
     match: float = 0.0
-    regime: str = ""
-    images: int = 0
     curve: list[tuple[str, str, float, int]] = field(default_factory=list)
 
     def parameters(self) -> int:
@@ -113,7 +111,6 @@ def package(
         tensors[adapters[1].file] = _owned(nn.ModuleDict({"gate": learned.universal_gate}))
         tensors[files.PREFIX] = _owned(nn.ModuleDict({"prefix": networks.prefix(learned.source.name)}))
     whole = nn.ModuleDict({"tail": networks.tail(learned.source.name), "head": networks.head_rows(None)})
-    whole["head"] = nn.Linear(networks.width, module.head.out_features)
     shapes, attributes = changes(branch, whole)
     config = CloneConfig(
         format_version=FORMAT_VERSION,

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pnc_hub.cloning.localize import neighbours
 from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.module import CloneModule
+
+MATCH = 0.3  # weight of the feature match
+NEIGHBOURS = 0.7  # share of the images that are perturbed
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def refine(
         score: judged on held-out images after every pass; before the first, too.
         recipe: passes, rate, what is trained.
         generator: of the perturbed neighbours.
-        tick: called after every batch.
+        tick: called after every pass.
     """
     best = score(module)
     if recipe.epochs == 0:
@@ -68,21 +71,21 @@ def refine(
     learner.eval()  # batch statistics stay the source's
     for _ in range(recipe.epochs):
         for images, labels in batches:
-            images, near = _with_neighbours(images, labels, generator)
+            images, near = _with_neighbours(images, generator)
             _, read = networks.target(images, [pair[0]])
             lesson = networks.teach(images, [pair[1]])
-            loss = distillation_loss(learner(read[pair[0]]), lesson, labels, near, module, bool(len(networks.others)))
-            if (
-                recipe.tune
-            ):  # the same tail serves other targets, through other adapters and through the source's own prefix
-                own = module.head(module.tail(lesson.features[pair[1]]))
-                loss = loss + _divergence(own, _goal(lesson, own.shape[1]), near)
+            loss = distillation_loss(learner(read[pair[0]]), lesson, labels, near)
+            if recipe.tune:
+                # the same tail serves other targets through other adapters, and any through the source's own prefix
+                own = module.tail(lesson.features[pair[1]])
+                logits = module.head(own)
+                loss = loss + distillation_loss((logits[:, :-1], logits[:, -1], own), lesson, labels, near)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            tick()
+        tick()
         found = score(module)
         if found > best:
             best, kept = found, copy.deepcopy(module.state_dict())
@@ -91,43 +94,38 @@ def refine(
     return best
 
 
-def distillation_loss(
-    output: tuple[Tensor, Tensor, Tensor],
-    lesson: Lesson,
-    labels: Tensor,
-    near: Tensor,
-    module: CloneModule,
-    has_reject: bool,
-) -> Tensor:
-    """KL to the source's distribution, cross-entropy where the label is known, and match of the penultimate feature."""
+def distillation_loss(output: tuple[Tensor, Tensor, Tensor], lesson: Lesson, labels: Tensor, near: Tensor) -> Tensor:
+    """How far the module is from what it shall say: KL over the cloned classes and "something else", and feature match.
+
+    On images of the cloned classes the goal is half the source's distribution, half the label; on the target's images it is
+    "something else". Both sides weigh the same, whatever their numbers.
+
+    Args:
+        output: clone logits [B, K], reject logit [B], penultimate feature [B, C].
+        lesson: the source on the same images.
+        labels: position among the cloned classes [B]; -1 for the target's images.
+        near: weight of each image [B].
+    """
     cloned, reject, penultimate = output
-    logits = torch.cat([cloned, reject[:, None]], 1) if has_reject else cloned
-    loss = _divergence(logits, _goal(lesson, logits.shape[1]), near)
-    known = labels >= 0
-    if known.any():
-        loss = loss + 0.5 * (F.cross_entropy(logits[known], labels[known], reduction="none") * near[known]).mean()
+    logits = torch.cat([cloned, reject[:, None]], 1)
+    taught = torch.cat([lesson.cloned, lesson.rejected[:, None]], 1).softmax(1)
+    truth = F.one_hot(torch.where(labels >= 0, labels, cloned.shape[1]), logits.shape[1])
+    goal = torch.where(labels[:, None] >= 0, (taught + truth) / 2, truth)
+    new = (labels >= 0).float()
+    weight = (
+        near
+        * (new / new.sum().clamp_min(1) + (1 - new) / (1 - new).sum().clamp_min(1))
+        / (1 + (new.min() != new.max()))
+    )
+    loss = (F.kl_div(logits.log_softmax(1), goal, reduction="none").sum(1) * weight).sum()
     if penultimate.shape == lesson.penultimate.shape:
         error = ((penultimate - lesson.penultimate) ** 2).mean(1) / lesson.penultimate.var().clamp_min(1e-6)
-        loss = loss + (error * near).mean()
+        loss = loss + MATCH * (error * weight).sum()
     return loss
 
 
-def _divergence(logits: Tensor, goal: Tensor, weight: Tensor) -> Tensor:
-    return (F.kl_div(logits.log_softmax(1), goal, reduction="none").sum(1) * weight).mean()
-
-
-def _goal(lesson: Lesson, columns: int) -> Tensor:
-    return lesson.all_logits[:, :columns].softmax(1)
-
-
-def _with_neighbours(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Replace half of the cloned classes' images by perturbed neighbours; returns (images, proximity)."""
+def _with_neighbours(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Replace most of the images by perturbed neighbours; returns (images, proximity)."""
     changed, near = neighbours(images, generator)
-    choose = (torch.rand(len(images), generator=generator).to(images.device) < 0.5) & (labels >= 0)
+    choose = torch.rand(len(images), generator=generator).to(images.device) < NEIGHBOURS
     return torch.where(choose[:, None, None, None], changed, images), torch.where(choose, near, torch.ones_like(near))
-
-
-def parts(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, detached copies on the CPU."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors}

@@ -1,0 +1,219 @@
+"""The choice of insertion point and cut: closed-form candidates, a short trial of some, full refinement of the best few."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pnc_hub.cloning import gate as gates
+from pnc_hub.cloning import localize, stitch
+from pnc_hub.cloning.batches import Batches
+from pnc_hub.cloning.evaluate import gather
+from pnc_hub.cloning.networks import Networks
+from pnc_hub.cloning.package import Learned
+from pnc_hub.cloning.refine import Recipe, distillation_loss, refine
+from pnc_hub.errors import InsertionPointError, SourceError
+from pnc_hub.module import CloneModule
+from pnc_hub.points import INPUT, InsertionPoint
+
+MAX_RIDGE_IMAGES = 2000
+MAX_RANKED_IMAGES = 128
+# Refined in full are this many candidates, after a trial of this share of the epochs for all that come into question.
+FINALISTS, TRIAL = 2, 0.15
+# A candidate of the source's full size must be this much more accurate than one of no size to be preferred.
+SIZE_PRICE = 0.02
+
+
+class Trial:
+    """One candidate on its way: its module, and how it does on held-out images so far."""
+
+    def __init__(self, candidate: stitch.Candidate, module: CloneModule) -> None:
+        """``module`` is pruned and stitched, not yet refined."""
+        self.candidate, self.module, self.score = candidate, module, float("-inf")
+
+
+def best_clone(
+    networks: Networks,
+    batches: Batches,
+    fixed: tuple[str | None, str | None],
+    keep: float,
+    recipe: Recipe,
+    budget: float | None,
+    bar: tqdm,
+) -> Learned:
+    """The best of a few refined candidates, judged on held-out images.
+
+    Args:
+        networks: source and target.
+        batches: the images.
+        fixed: (insertion point, cut) where the caller chose them.
+        keep: largest share of the source's parameters.
+        recipe: of the full refinement.
+        budget: locality budget, or None.
+        bar: shows progress.
+
+    Raises:
+        InsertionPointError: no pair is admissible.
+        SourceError: none can be made small enough.
+    """
+    candidates = _candidates(networks, batches, fixed)
+    trials = _stitched(networks, batches, _worth_a_trial(candidates), int(keep * networks.parameters))
+    short = replace(recipe, epochs=round(recipe.epochs * TRIAL))
+    if len(trials) > FINALISTS:
+        bar.total = len(trials) * short.epochs + FINALISTS * recipe.epochs
+        for trial in trials:
+            _refine(trial, networks, batches, short, bar)
+        trials = sorted(trials, key=lambda trial: -trial.score)[:FINALISTS]
+    else:
+        bar.total = len(trials) * recipe.epochs
+    finished = []
+    for trial in trials:
+        _refine(trial, networks, batches, recipe, bar)
+        finished.append(_with_gate(trial, networks, batches, budget))
+    best = max(finished, key=lambda learned: learned.score)
+    best.curve = [(c.target.name, c.source.name, c.match, c.tail_parameters) for c in candidates]
+    return best
+
+
+def _candidates(networks: Networks, batches: Batches, fixed: tuple[str | None, str | None]) -> list[stitch.Candidate]:
+    points, cuts = networks.points(), networks.cuts()
+    for name, known, what in (
+        (fixed[0], points, "insertion point of the target"),
+        (fixed[1], cuts, "cut of the source"),
+    ):
+        if name is not None and name not in known:
+            raise InsertionPointError(f"{name!r} is no {what}; there are {', '.join(known)}")
+    if fixed[0] == INPUT:
+        raise InsertionPointError(
+            "an adapter reads an interior point; every clone made with universal=True fits the input"
+        )
+    pairs = stitch.admissible_pairs(points, cuts, *fixed)
+    if not pairs:
+        raise InsertionPointError(
+            f"no pair of an insertion point ({fixed[0] or 'any'}) and a cut ({fixed[1] or 'any'}) fits: maps may grow at most"
+            " twofold, and a vector can not become a map"
+        )
+    fit = batches.mixed("fit", most=MAX_RIDGE_IMAGES)
+    held_out = batches.mixed("choose", most=MAX_RANKED_IMAGES)
+    return stitch.search(networks, batches.accelerator, fit, held_out, pairs, batches.seed)
+
+
+def _worth_a_trial(candidates: list[stitch.Candidate]) -> list[stitch.Candidate]:
+    """For each stage of the target the best match, and the best match among the source's maps of the same size.
+
+    The closed-form match favours late cuts, behind which little can go wrong and little can be learned; a tail that works
+    at its own resolution gains most from refinement.
+    """
+    chosen: dict[tuple, stitch.Candidate] = {}
+    for candidate in candidates:  # best match first
+        stage = (candidate.target.grid, candidate.target.channels)
+        chosen.setdefault((stage, "best"), candidate)
+        if candidate.source.grid == candidate.target.grid:
+            chosen.setdefault((stage, "same size"), candidate)
+    return list({id(candidate): candidate for candidate in chosen.values()}.values())
+
+
+def _stitched(networks: Networks, batches: Batches, candidates: list[stitch.Candidate], largest: int) -> list[Trial]:
+    """Candidates with their tails pruned to at most ``largest`` parameters, adapter, head and gate included."""
+    reject = _reject_row(networks, batches)
+    trials, refusal = [], "no candidate was found"
+    for candidate in candidates:
+        cut: InsertionPoint = candidate.source
+        room = largest - localize.parameters(candidate.adapter) - networks.width - 16
+        try:
+            tail, head = localize.prune(
+                networks.tail(cut.name), networks.head_rows(reject), cut, _local_set(networks, batches, cut.name), room
+            )
+        except SourceError as error:
+            refusal = str(error)
+            continue
+        trials.append(Trial(candidate, CloneModule(candidate.adapter, tail, head).to(networks.device)))
+    if not trials:
+        raise SourceError(f"no candidate fits into {largest:,} parameters: {refusal}")
+    return trials
+
+
+def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, bar: tqdm) -> None:
+    pair = (trial.candidate.target.name, trial.candidate.source.name)
+    bar.set_description(" -> ".join(pair))
+    held_out = batches.mixed("choose")
+    trial.score = refine(
+        trial.module,
+        networks,
+        batches.accelerator,
+        pair,
+        batches.mixed("fit", shuffle=True),
+        lambda module: -_held_out_loss(module, networks, pair, held_out),
+        recipe,
+        torch.Generator().manual_seed(batches.seed),
+        bar.update,
+    )
+
+
+def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float | None) -> Learned:
+    """Gates for this target and for any, calibrated and scored on the held-out part."""
+    module, candidate = trial.module.eval().requires_grad_(False), trial.candidate
+
+    def evidence(part: str) -> tuple[gates.Evidence, gates.Evidence | None]:
+        cloned = gather(networks.target, module, candidate.target.name, batches.loader([getattr(batches.cloned, part)]))
+        if batches.target is None:
+            return cloned, None
+        return cloned, gather(
+            networks.target, module, candidate.target.name, batches.loader([getattr(batches.target, part)])
+        )
+
+    fit, choose = evidence("fit"), evidence("choose")
+    gate = gates.fit(*fit, choose, universal=False)
+    gate.offset.fill_(gates.best_offset(gate, *choose, budget))
+    anywhere = gates.fit(*fit, choose, universal=True)
+    new, old = choose
+    score = ((new.margin(gate) > 0) & (new.clone_logits.argmax(1) == new.labels)).float().mean().item()
+    if old is not None:
+        score = (score + (old.margin(gate) <= 0).float().mean().item()) / 2
+    score -= SIZE_PRICE * localize.parameters(module) / networks.parameters
+    return Learned(module, gate, anywhere, candidate.target, candidate.source, score, candidate.match)
+
+
+def _reject_row(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor] | None:
+    """The energy of the source's other classes as one more linear row of its head; None where there are none."""
+    if not len(networks.others):
+        return None
+
+    def rows(images: Tensor) -> tuple[Tensor, Tensor]:
+        lesson = networks.teach(images)
+        return lesson.penultimate, lesson.rejected[:, None]
+
+    moments = [
+        stitch.fit_rows(batches.accelerator, batches.mixed(part, most=MAX_RIDGE_IMAGES), rows)
+        for part in ("fit", "choose")
+    ]
+    weights = stitch.ridge(*moments).float()
+    return weights[:-1, 0], weights[-1, 0]
+
+
+def _local_set(networks: Networks, batches: Batches, cut: str) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of (source feature at the cut, class or reject row, proximity): images, neighbours, and the target's images."""
+    generator = torch.Generator().manual_seed(batches.seed)
+    for images, labels in batches.loader([batches.cloned.fit], most=MAX_RIDGE_IMAGES):
+        changed, near = localize.neighbours(images, generator)
+        for batch, weight in ((images, torch.ones_like(near)), (changed, near)):
+            yield networks.teach(batch, [cut]).features[cut], labels, weight
+    if batches.target is not None:
+        for images, labels in batches.loader([batches.target.fit], most=MAX_RIDGE_IMAGES):
+            reject = torch.full_like(labels, len(networks.classes))
+            yield networks.teach(images, [cut]).features[cut], reject, torch.ones(len(labels), device=networks.device)
+
+
+@torch.no_grad()
+def _held_out_loss(module: CloneModule, networks: Networks, pair: tuple[str, str], held_out: Iterable) -> float:
+    total, count = 0.0, 0
+    for images, labels in held_out:
+        _, read = networks.target(images, [pair[0]])
+        ones = torch.ones(len(labels), device=networks.device)
+        loss = distillation_loss(module(read[pair[0]]), networks.teach(images), labels, ones)
+        total, count = total + float(loss) * len(labels), count + len(labels)
+    return total / count
