@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,19 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pnc_hub import patch
+from pnc_hub import patch, plan
 from pnc_hub.artifact import Clone
-from pnc_hub.config import AdapterConfig, same_label
+from pnc_hub.config import AdapterConfig
 from pnc_hub.errors import (
-    ClassCollisionError,
-    FingerprintMismatchError,
-    InsertionPointError,
-    NoClassifierError,
     ProbeError,
     TargetError,
 )
-from pnc_hub.fingerprint import matches
-from pnc_hub.points import INPUT, Skeleton
+from pnc_hub.points import INPUT
 from pnc_hub.preprocess import Preprocess
 
 _LOCK = threading.RLock()
@@ -80,7 +74,7 @@ class Attachment:
             TargetError: the clone is detached or disabled, so there are none.
         """
         model, joined = self._model(), self._patch
-        start = _width(model, joined) if model is not None and joined is not None else 0
+        start = joined.own_width(model) if model is not None and joined is not None else 0
         for member in joined.active if joined else ():
             if member is self:
                 return slice(start, start + len(self.labels))
@@ -95,7 +89,7 @@ class Attachment:
                 joined.members = tuple(member for member in joined.members if member is not self)
                 if model is not None:
                     patch.uninstall(model, joined, {member.insertion for member in joined.members})
-                    _set_width(model, joined)
+                    joined.show_width(model)
             self.clone = self._patch = self._branch = None
 
     @contextmanager
@@ -149,7 +143,7 @@ class Attachment:
     def _show_width(self) -> None:
         model = self._model()
         if model is not None and self._patch is not None:
-            _set_width(model, self._patch)
+            self._patch.show_width(model)
 
 
 def _nowhere() -> None:
@@ -206,7 +200,7 @@ def attach(
     for name, value, allowed in (("on_mismatch", on_mismatch, "warn"), ("on_collision", on_collision, "allow")):
         if value not in ("error", allowed):
             raise ValueError(f"{name} is 'error' or {allowed!r}, received {value!r}")
-    _check_target(model)
+    plan.check_target(model)
     if not isinstance(clone, Clone):
         clone = Clone.from_pretrained(
             clone,
@@ -216,9 +210,9 @@ def attach(
             local_files_only=local_files_only,
             force_download=force_download,
         )
-    adapter = _choose_adapter(model, clone, on_mismatch)
+    adapter = plan.choose_adapter(model, clone, on_mismatch)
     if on_collision == "error":
-        _check_labels(model, clone)
+        plan.check_labels(model, clone, attachments(model))
     near = dict(model.named_modules())["" if adapter.insertion.module == INPUT else adapter.insertion.module]
     reference = next(near.parameters(), next(model.parameters(), torch.zeros(())))
     attachment = Attachment(clone, adapter, Preprocess.of(model), reference.device, reference.dtype)
@@ -246,100 +240,7 @@ def _apply(model: nn.Module, attachment: Attachment) -> None:
         try:
             patch.install(model, joined, {attachment.insertion})
             joined.members = (*joined.members, attachment)
-            _set_width(model, joined)
+            joined.show_width(model)
         except BaseException:
             attachment.detach()
             raise
-
-
-def _width(model: nn.Module, joined: patch.Patch | None) -> int:
-    """How many classes the model has of its own; ``reset_classifier`` may have changed that since the clones came."""
-    return joined.width if joined is not None and model.num_classes == joined.shown else int(model.num_classes)
-
-
-def _set_width(model: nn.Module, joined: patch.Patch) -> None:
-    joined.width = _width(model, joined)
-    joined.shown = model.num_classes = joined.width + sum(len(member.labels) for member in joined.active)
-
-
-def _check_target(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TargetError(f"a clone attaches to a timm model (an nn.Module), received a {type(model).__name__}")
-    kind = type(model).__name__
-    wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
-    if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
-        raise TargetError(
-            f"hooks do not reach through a {kind}; attach to the plain model, then script, compile or wrap it"
-        )
-    width = vars(model).get("num_classes")  # not a property or an attribute of the class: it is set and set back
-    if isinstance(width, int) and width <= 0:
-        raise NoClassifierError(
-            f"{kind} has no classifier head (num_classes={width}), so there are no logits to extend; build it with its"
-            " classes, as in timm.create_model(name, pretrained=True)"
-        )
-    if not isinstance(width, int):
-        raise NoClassifierError(f"{kind} does not say how many classes it has; set its attribute num_classes first")
-
-
-def _choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterConfig:
-    names = {name for name, _ in model.named_modules()}
-    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    width = _width(model, patch.patch_of(model))
-    made_for = [adapter for adapter in clone.config.adapters if adapter.target is not None]
-    for adapter in made_for:
-        target, insertion = adapter.target, adapter.insertion
-        at_input = insertion.module == INPUT
-        if at_input and (architecture, width) == (target.architecture, target.num_classes):
-            return adapter
-        if insertion.module in names and matches(model, insertion.trunk, target.fingerprint):
-            return adapter
-    universal = next((adapter for adapter in clone.config.adapters if adapter.target is None), None)
-    relatives = [adapter for adapter in made_for if architecture in (None, adapter.target.architecture)]
-    if on_mismatch == "warn" and (relatives or universal is None):
-        return _forced_adapter(model, relatives or made_for, architecture)
-    if universal is None:
-        raise FingerprintMismatchError(_mismatch(model, made_for, architecture))
-    warnings.warn(
-        f"{clone!r} has no adapter for this {type(model).__name__}: it is attached at the input, where it shares no"
-        " computation and its gate was not calibrated for this model (no locality budget holds)",
-        stacklevel=3,
-    )
-    return universal
-
-
-def _forced_adapter(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> AdapterConfig:
-    points = Skeleton(model).points
-    for adapter in made_for:
-        if points.get(adapter.insertion.module) == adapter.insertion.point():
-            warnings.warn(
-                _mismatch(model, [adapter], architecture) + " It is attached all the same, as asked: measure it first.",
-                stacklevel=4,
-            )
-            return adapter
-    wanted = ", ".join(f"{a.insertion.module} ({a.insertion.channels} channels)" for a in made_for)
-    raise InsertionPointError(
-        f"the clone reads {wanted or 'the input'}, and {type(model).__name__} has no such insertion point;"
-        f" its insertion points are {', '.join(points)}"
-    )
-
-
-def _mismatch(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> str:
-    targets = ", ".join(f"{a.target.hub_id or a.target.architecture} (at {a.insertion.module})" for a in made_for)
-    return (
-        f"the clone was made for {targets or 'no target'}, and the weights of this"
-        f" {architecture or type(model).__name__} up to the insertion point are others. Load the weights it was made for,"
-        " or have an adapter made for this model."
-    )
-
-
-def _check_labels(model: nn.Module, clone: Clone) -> None:
-    own = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
-    present = {same_label(str(label)): "the model" for label in own}
-    for attachment in attachments(model):
-        present.update((same_label(label), repr(attachment)) for label in attachment.labels)
-    for label in clone.labels:
-        if same_label(label) in present:
-            raise ClassCollisionError(
-                f"the clone adds class {label!r}, which {present[same_label(label)]} already has; attach it with"
-                " on_collision='allow' to have both"
-            )

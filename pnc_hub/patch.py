@@ -103,6 +103,15 @@ class Patch(nn.Module):
         """The members that are not disabled, in the order of their logits."""
         return tuple(member for member in self.members if member._enabled)
 
+    def own_width(self, model: nn.Module) -> int:
+        """How many classes the model has of its own; ``reset_classifier`` may have changed that since the clones came."""
+        return self.width if model.num_classes == self.shown else int(model.num_classes)
+
+    def show_width(self, model: nn.Module) -> None:
+        """Let ``model.num_classes`` tell the width of what the model returns."""
+        self.width = self.own_width(model)
+        self.shown = model.num_classes = self.width + sum(len(member.labels) for member in self.active)
+
     def begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
         """Root pre-hook: look at the images, take the snapshot.
 

@@ -19,7 +19,8 @@ def main() -> None:
     for module in ("pnc_hub", "pnc_hub.errors, pnc_hub.attachment", "timm"):
         command = [sys.executable, "-c", PROGRAM.format(module)]
         times = [
-            float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(arguments.runs)
+            float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            for _ in range(arguments.runs)
         ]
         print(f"import {module:<36} {statistics.median(times):.3f} s above import torch")
 

@@ -36,7 +36,9 @@ def main() -> None:
                 "tar_drop": row["source_alone"] - row["tar"],
             }
             rows.append(found)
-            print(_line(found, str(seed)) + f"  {found['restored']!s:<9} {row['insertion']} -> {row['cut']}", flush=True)
+            print(
+                _line(found, str(seed)) + f"  {found['restored']!s:<9} {row['insertion']} -> {row['cut']}", flush=True
+            )
     for name in demo.CLONED:
         own = [row for row in rows if row["clone"] == name]
         print(_line({"clone": name, **{c: statistics.mean(row[c] for row in own) for c in COLUMNS}}, "mean"))

@@ -1,5 +1,6 @@
 """Settings that must be in place before anything imports huggingface_hub: no network, no telemetry, no shared cache."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ os.environ["HF_ENDPOINT"] = HUB.endpoint
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="pnc-hub-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
     os.environ.pop(name, None)
 

@@ -45,8 +45,7 @@ class Learned:
     universal_gate: Gate  # for any target
     target: InsertionPoint
     source: InsertionPoint
-    score: float
-    match: float = 0.0
+    match: float
     curve: list[tuple[str, str, float, int]] = field(default_factory=list)
 
     def parameters(self) -> int:

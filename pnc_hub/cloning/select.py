@@ -1,4 +1,4 @@
-"""The choice of insertion point and cut: closed-form candidates, a short trial of some, full refinement of the best few."""
+"""The choice of insertion point and cut: closed-form candidates, short trials, full refinement of the best."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from pnc_hub.points import INPUT, InsertionPoint
 
 MAX_RIDGE_IMAGES = 2000
 MAX_RANKED_IMAGES = 128
-# Refined in full are this many candidates, after a trial of this share of the epochs for all that come into question.
-FINALISTS, TRIAL = 2, 0.15
-# A candidate of the source's full size must be this much more accurate than one of no size to be preferred.
-SIZE_PRICE = 0.02
+# Successive halving: so many candidates are refined for this share of the epochs, the best go on; None: all.
+ROUNDS: tuple[tuple[int | None, float], ...] = ((None, 0.1), (3, 0.2), (1, 1.0))
 
 
 class Trial:
@@ -45,7 +43,7 @@ def best_clone(
     budget: float | None,
     bar: tqdm,
 ) -> Learned:
-    """The best of a few refined candidates, judged on held-out images.
+    """The candidate that does best on held-out images, refined, with its gates.
 
     Args:
         networks: source and target.
@@ -62,21 +60,15 @@ def best_clone(
     """
     candidates = _candidates(networks, batches, fixed)
     trials = _stitched(networks, batches, _worth_a_trial(candidates), int(keep * networks.parameters))
-    short = replace(recipe, epochs=round(recipe.epochs * TRIAL))
-    if len(trials) > FINALISTS:
-        bar.total = len(trials) * short.epochs + FINALISTS * recipe.epochs
+    rounds = [(min(most or len(trials), len(trials)), round(share * recipe.epochs)) for most, share in ROUNDS]
+    bar.total = sum(count * epochs for count, epochs in rounds)
+    for count, epochs in rounds:
+        trials = sorted(trials, key=lambda trial: -trial.score)[:count]
         for trial in trials:
-            _refine(trial, networks, batches, short, bar)
-        trials = sorted(trials, key=lambda trial: -trial.score)[:FINALISTS]
-    else:
-        bar.total = len(trials) * recipe.epochs
-    finished = []
-    for trial in trials:
-        _refine(trial, networks, batches, recipe, bar)
-        finished.append(_with_gate(trial, networks, batches, budget))
-    best = max(finished, key=lambda learned: learned.score)
-    best.curve = [(c.target.name, c.source.name, c.match, c.tail_parameters) for c in candidates]
-    return best
+            _refine(trial, networks, batches, replace(recipe, epochs=epochs), bar)
+    learned = _with_gate(trials[0], networks, batches, budget)
+    learned.curve = [(c.target.name, c.source.name, c.match, c.tail_parameters) for c in candidates]
+    return learned
 
 
 def _candidates(networks: Networks, batches: Batches, fixed: tuple[str | None, str | None]) -> list[stitch.Candidate]:
@@ -155,7 +147,7 @@ def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, 
 
 
 def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float | None) -> Learned:
-    """Gates for this target and for any, calibrated and scored on the held-out part."""
+    """Gates for this target and for any, calibrated on the held-out part."""
     module, candidate = trial.module.eval().requires_grad_(False), trial.candidate
 
     def evidence(part: str) -> tuple[gates.Evidence, gates.Evidence | None]:
@@ -170,12 +162,7 @@ def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float
     gate = gates.fit(*fit, choose, universal=False)
     gate.offset.fill_(gates.best_offset(gate, *choose, budget))
     anywhere = gates.fit(*fit, choose, universal=True)
-    new, old = choose
-    score = ((new.margin(gate) > 0) & (new.clone_logits.argmax(1) == new.labels)).float().mean().item()
-    if old is not None:
-        score = (score + (old.margin(gate) <= 0).float().mean().item()) / 2
-    score -= SIZE_PRICE * localize.parameters(module) / networks.parameters
-    return Learned(module, gate, anywhere, candidate.target, candidate.source, score, candidate.match)
+    return Learned(module, gate, anywhere, candidate.target, candidate.source, candidate.match)
 
 
 def _reject_row(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor] | None:

@@ -1,0 +1,118 @@
+"""What is settled before a clone touches a model: can it take one, by which adapter, under which names. Only looks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pnc_hub.artifact import Clone
+from pnc_hub.config import AdapterConfig, same_label
+from pnc_hub.errors import (
+    ClassCollisionError,
+    FingerprintMismatchError,
+    InsertionPointError,
+    NoClassifierError,
+    TargetError,
+)
+from pnc_hub.fingerprint import matches
+from pnc_hub.patch import patch_of
+from pnc_hub.points import INPUT, Skeleton
+
+if TYPE_CHECKING:
+    from pnc_hub.attachment import Attachment
+
+
+def check_target(model: nn.Module) -> None:
+    """Raise ``TargetError`` unless hooks on ``model`` reach its logits, ``NoClassifierError`` unless it has any."""
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"a clone attaches to a timm model (an nn.Module), received a {type(model).__name__}")
+    kind = type(model).__name__
+    wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+    if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+        raise TargetError(
+            f"hooks do not reach through a {kind}; attach to the plain model, then script, compile or wrap it"
+        )
+    width = vars(model).get("num_classes")  # not a property or an attribute of the class: it is set and set back
+    if isinstance(width, int) and width <= 0:
+        raise NoClassifierError(
+            f"{kind} has no classifier head (num_classes={width}), so there are no logits to extend; build it with its"
+            " classes, as in timm.create_model(name, pretrained=True)"
+        )
+    if not isinstance(width, int):
+        raise NoClassifierError(f"{kind} does not say how many classes it has; set its attribute num_classes first")
+
+
+def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterConfig:
+    """The adapter made for the weights of ``model``; else, as asked, one made for others, or the universal one.
+
+    Raises:
+        FingerprintMismatchError: there is none for this model, and none that is universal.
+        InsertionPointError: asked for one made for others, and the model has no such place.
+    """
+    names = {name for name, _ in model.named_modules()}
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    joined = patch_of(model)
+    width = joined.own_width(model) if joined else int(model.num_classes)
+    made_for = [adapter for adapter in clone.config.adapters if adapter.target is not None]
+    for adapter in made_for:
+        target, insertion = adapter.target, adapter.insertion
+        at_input = insertion.module == INPUT
+        if at_input and (architecture, width) == (target.architecture, target.num_classes):
+            return adapter
+        if insertion.module in names and matches(model, insertion.trunk, target.fingerprint):
+            return adapter
+    universal = next((adapter for adapter in clone.config.adapters if adapter.target is None), None)
+    relatives = [adapter for adapter in made_for if architecture in (None, adapter.target.architecture)]
+    if on_mismatch == "warn" and (relatives or universal is None):
+        return _forced_adapter(model, relatives or made_for, architecture)
+    if universal is None:
+        raise FingerprintMismatchError(_mismatch(model, made_for, architecture))
+    warnings.warn(
+        f"{clone!r} has no adapter for this {type(model).__name__}: it is attached at the input, where it shares no"
+        " computation and its gate was not calibrated for this model (no locality budget holds)",
+        stacklevel=3,
+    )
+    return universal
+
+
+def _forced_adapter(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> AdapterConfig:
+    points = Skeleton(model).points
+    for adapter in made_for:
+        if points.get(adapter.insertion.module) == adapter.insertion.point():
+            warnings.warn(
+                _mismatch(model, [adapter], architecture) + " It is attached all the same, as asked: measure it first.",
+                stacklevel=4,
+            )
+            return adapter
+    wanted = ", ".join(f"{a.insertion.module} ({a.insertion.channels} channels)" for a in made_for)
+    raise InsertionPointError(
+        f"the clone reads {wanted or 'the input'}, and {type(model).__name__} has no such insertion point;"
+        f" its insertion points are {', '.join(points)}"
+    )
+
+
+def _mismatch(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> str:
+    targets = ", ".join(f"{a.target.hub_id or a.target.architecture} (at {a.insertion.module})" for a in made_for)
+    return (
+        f"the clone was made for {targets or 'no target'}, and the weights of this"
+        f" {architecture or type(model).__name__} up to the insertion point are others. Load the weights it was made for,"
+        " or have an adapter made for this model."
+    )
+
+
+def check_labels(model: nn.Module, clone: Clone, present_clones: Iterable[Attachment]) -> None:
+    """Raise ``ClassCollisionError`` if a cloned class has the name of one that the model or another clone has."""
+    own = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
+    present = {same_label(str(label)): "the model" for label in own}
+    for attachment in present_clones:
+        present.update((same_label(label), repr(attachment)) for label in attachment.labels)
+    for label in clone.labels:
+        if same_label(label) in present:
+            raise ClassCollisionError(
+                f"the clone adds class {label!r}, which {present[same_label(label)]} already has; attach it with"
+                " on_collision='allow' to have both"
+            )
