@@ -9,22 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from pnc_hub import files
+from pnc_hub import files, probe
 from pnc_hub.assembly import assemble
 from pnc_hub.config import LIBRARY_NAME, AdapterConfig, CloneConfig
-from pnc_hub.errors import ArtifactError, CloneNotFoundError, MalformedArtifactError, ProbeError, PublishError
-from pnc_hub.module import CloneModule, Gate, empty
+from pnc_hub.errors import ArtifactError, CloneNotFoundError, MalformedArtifactError, PublishError
+from pnc_hub.module import CloneModule, Gate
 from pnc_hub.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
     from pnc_hub.report import Report
-
-MAX_PROBES = 16  # inputs per adapter
 
 
 class Clone:
@@ -228,41 +225,14 @@ class Clone:
             return assemble(self.config, adapter, given, self._read)
 
     def probe(self, adapter: AdapterConfig) -> dict[str, Tensor]:
-        """The shipped input of ``adapter`` and its expected output: ``feature`` and ``logits`` (raw, [B, K])."""
+        """The shipped input of ``adapter`` and what is expected of it, as ``pnc_hub.probe`` describes them."""
         with self._named():
-            tensors = self._tensors.get(files.PROBE) or self._read(files.PROBE, self._probe_specs())
+            tensors = self._tensors.get(files.PROBE)
+            if tensors is None:
+                found = files.read_header(self._path(files.PROBE), files.PROBE)
+                tensors = self._read(files.PROBE, probe.expected(self.config, found))
         prefix = f"{adapter.name}/"
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-    def run_probe(self, adapter: AdapterConfig) -> float:
-        """Run the shipped input through the module; returns by how much its logits miss those expected, at most.
-
-        Raises:
-            ProbeError: by more than the artifact's tolerance.
-        """
-        probe, given = self.probe(adapter), self.config.preprocess.value()
-        module, _ = self.build(adapter, given)
-        with torch.inference_mode():
-            logits = module(probe["feature"])[0]
-        difference = (logits - probe["logits"]).abs()
-        allowed = self.config.probe.atol + self.config.probe.rtol * probe["logits"].abs()
-        if not bool((difference <= allowed).all()):
-            raise ProbeError(
-                f"adapter {adapter.name!r} misses its probe by {difference.max():.3g}, more than the artifact allows;"
-                " it was made with another version of timm or torch: ask its publisher to save it again"
-            )
-        return float(difference.max())
-
-    def _probe_specs(self) -> dict[str, files.TensorSpec]:
-        """What the file of probes must hold; only how many inputs there are is its own affair."""
-        found, expected = files.read_header(self._path(files.PROBE), files.PROBE), {}
-        for adapter in self.config.adapters:
-            feature = found.get(f"{adapter.name}/feature")
-            count = feature.shape[0] if feature is not None and feature.shape else 1
-            shape = tuple(empty(adapter.insertion.point(), min(max(count, 1), MAX_PROBES), device="meta").shape)
-            expected[f"{adapter.name}/feature"] = files.TensorSpec(shape, torch.float32)
-            expected[f"{adapter.name}/logits"] = files.TensorSpec((shape[0], len(self.labels)), torch.float32)
-        return expected
 
     def _read(self, file: str, expected: dict[str, files.TensorSpec]) -> dict[str, Tensor]:
         if file not in self._tensors:
@@ -288,6 +258,10 @@ class Clone:
             yield
         except ArtifactError as error:
             raise error.at(repo_id=self.repo_id, revision=self.revision) from error.__cause__
+
+    def nbytes(self, *names: str) -> int:
+        """Bytes of the tensors in the files of these names that are in memory."""
+        return sum(tensor.nbytes for name in names for tensor in self._tensors.get(name, {}).values())
 
     def _load_all(self) -> None:
         """Have every file's tensors in memory, each verified, so that the artifact can be written again."""

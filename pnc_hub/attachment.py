@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pnc_hub import patch, plan
+from pnc_hub import patch, plan, probe
 from pnc_hub.artifact import Clone
 from pnc_hub.config import AdapterConfig
 from pnc_hub.errors import (
@@ -106,7 +106,7 @@ class Attachment:
                 self._show_width()
 
     def verify(self, callable: Callable[[Tensor], Tensor] | None = None) -> float:
-        """Check that the clone answers its probe, and that it is heard where the model is run.
+        """Check that target and clone answer the probe as recorded, and that the clone is heard where the model is run.
 
         Args:
             callable: how the model is run, if not by calling it: a compiled or wrapped version of it. It gets one image, in
@@ -125,8 +125,15 @@ class Attachment:
             raise TargetError(f"the model of {self!r} is gone; attach the clone again to verify it")
         if any(module.training for module in model.modules()):
             raise TargetError("the model is in training mode; call model.eval() before verifying a clone")
-        difference = branch.clone.run_probe(branch.adapter)
+        difference = probe.run(branch.clone, branch.adapter)
         reference = next(model.parameters(), torch.zeros(()))
+        error = probe.feature_error(model, branch.clone, branch.adapter, branch.given.input_size)
+        if not error <= probe.FEATURE_TOLERANCE[reference.element_size()]:
+            raise ProbeError(
+                f"{type(model).__name__} answers the probe at {self.insertion!r} with another feature than the target that the"
+                f" clone was made for (relative error {error:.2g}): its weights or its structure are others. Load those"
+                " weights, or have an adapter made for this model."
+            )
         image = torch.zeros(1, *branch.given.input_size, device=reference.device, dtype=reference.dtype)
         try:
             expected, found = model(image), (model if callable is None else callable)(image)

@@ -37,7 +37,7 @@ def main(debug: bool) -> None:
 )
 @click.option("--seed", default=0, show_default=True, help="Makes everything reproducible.")
 def demo(output: Path, seed: int) -> None:
-    """The whole story on handwritten digits: offline, in about a minute."""
+    """The whole story on handwritten digits: offline, in about two minutes."""
     try:
         from pnc_hub import demo as story
     except ModuleNotFoundError as error:
@@ -59,7 +59,8 @@ def points(model: str) -> None:
             built = timm.create_model(model)
     except RuntimeError as error:
         raise click.ClickException(f"{error}; pnc-hub takes the names that timm.list_models() gives") from error
+    found = insertion_points(built)
     click.echo(f"{'name':<28}{'channels':>9}{'reduction':>11}  {'layout':<6}{'grid':>10}")
-    for point in insertion_points(built):
+    for point in found:
         grid = f"{point.grid[0]}x{point.grid[1]}"
         click.echo(f"{point.name:<28}{point.channels:>9}{point.reduction:>11}  {point.layout:<6}{grid:>10}")

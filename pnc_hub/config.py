@@ -5,7 +5,6 @@ Annotations are evaluated here (no ``from __future__ import annotations``): the 
 
 import types
 import typing
-import unicodedata
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from pnc_hub import checks, files
 from pnc_hub.errors import FormatVersionError, MalformedArtifactError
+from pnc_hub.labels import same_label
 from pnc_hub.points import INPUT, LAYOUTS, InsertionPoint
 from pnc_hub.preprocess import Preprocess
 
@@ -249,11 +249,6 @@ class CloneConfig:
             return _parse(cls, values, "config")
         except (StrictDataclassError, TypeError, ValueError) as error:
             raise MalformedArtifactError(f"config.json is not valid: {_one_line(error)}") from error
-
-
-def same_label(label: str) -> str:
-    """What two labels have in common when a reader would take them for the same."""
-    return unicodedata.normalize("NFKC", label).casefold()
 
 
 def _parse(kind: Any, value: Any, place: str) -> Any:

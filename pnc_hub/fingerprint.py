@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pnc_hub.module import tensors_of
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Changed by a forward pass in training mode and by nothing else, and never read in eval mode.
 _COUNTERS = ("num_batches_tracked",)

@@ -26,7 +26,8 @@ def new_logits(target_logits: Tensor, clone_logits: Tensor, gate_logit: Tensor) 
         gate_logit: [B], the log odds that the image shows a cloned class.
 
     Returns:
-        [B, K] in the dtype of ``target_logits``; computed in float32 at least.
+        [B, K] in the dtype of ``target_logits``; computed in float32 at least. Where the clone has no answer (its half
+        precision overflowed), minus infinity: the target's answer stands.
 
     Example:
         >>> import torch
@@ -37,7 +38,8 @@ def new_logits(target_logits: Tensor, clone_logits: Tensor, gate_logit: Tensor) 
     target = _at_least_float32(target_logits)
     conditional = _at_least_float32(clone_logits).log_softmax(1)
     shift = _at_least_float32(gate_logit) + target.logsumexp(1)
-    return (conditional + shift[:, None]).to(target_logits.dtype)
+    new = conditional + shift[:, None]
+    return torch.where(new.isnan(), float("-inf"), new).to(target_logits.dtype)
 
 
 def scalars(target_logits: Tensor, clone_logits: Tensor, reject: Tensor) -> Tensor:

@@ -74,6 +74,10 @@ class HubFiles:
         self.commit = config.parent.name
         self.root = config.parents[2].resolve()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickled model must not carry the token of whoever attached the clone; a copy uses the stored one."""
+        return {**self.__dict__, "options": {**self.options, "token": None}}
+
     def __call__(self, file: str) -> Path:
         """Download ``file`` unless it is in the cache; its path."""
         path = self._download(file, self.commit)

@@ -145,6 +145,9 @@ class Patch(nn.Module):
                 f"{type(model).__name__} returned {_shape(output)}, and a clone extends logits [B, classes]; detach the"
                 " clone, or call the model so that it returns its logits (model.eval() for models with two heads)"
             )
+        if output.shape[1] != self.width:  # the head was exchanged for one that is as wide as what the model returned
+            self.width, self.shown = output.shape[1], model.num_classes
+            self.show_width(model)
         columns = [output]
         for member, branch in members:
             if member.insertion in features:

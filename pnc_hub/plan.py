@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pnc_hub.artifact import Clone
-from pnc_hub.config import AdapterConfig, same_label
+from pnc_hub.config import AdapterConfig
 from pnc_hub.errors import (
     ClassCollisionError,
     FingerprintMismatchError,
@@ -19,6 +19,7 @@ from pnc_hub.errors import (
     TargetError,
 )
 from pnc_hub.fingerprint import matches
+from pnc_hub.labels import class_names, same_label
 from pnc_hub.patch import patch_of
 from pnc_hub.points import INPUT, Skeleton
 
@@ -106,8 +107,9 @@ def _mismatch(model: nn.Module, made_for: list[AdapterConfig], architecture: str
 
 def check_labels(model: nn.Module, clone: Clone, present_clones: Iterable[Attachment]) -> None:
     """Raise ``ClassCollisionError`` if a cloned class has the name of one that the model or another clone has."""
-    own = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
-    present = {same_label(str(label)): "the model" for label in own}
+    joined = patch_of(model)
+    width = joined.own_width(model) if joined else int(model.num_classes)
+    present = {same_label(name): "the model" for names in class_names(model, width) or () for name in names}
     for attachment in present_clones:
         present.update((same_label(label), repr(attachment)) for label in attachment.labels)
     for label in clone.labels:

@@ -62,7 +62,7 @@ class Skeleton:
         except Exception as error:  # fx raises whatever the traced code raises
             raise InsertionPointError(
                 f"{type(self.model).__name__} has no interior insertion point: its forward pass can not be traced"
-                f" ({type(error).__name__}: {error}). Insert at its input instead (insertion='input')."
+                f" ({type(error).__name__}: {error}). A clone with a universal adapter attaches at its input."
             ) from error
 
     @cached_property

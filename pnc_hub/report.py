@@ -11,13 +11,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Measurements of one clone with one target, all on images that no choice was made on... unless it says otherwise.
+    """Measurements of one clone with one target, all on images that cloning made no choice on.
+
+    Where source or target were trained on the same images, their accuracies are those of training images all the same.
 
     Attributes:
         metrics: name -> value; accuracies and rates are fractions between 0 and 1, None where there were no images to
-            measure on. Keys: ``ori`` (target classes), ``tar`` (cloned classes), ``avg`` (their mean), ``diverted``
-            (target images whose prediction left the target), ``auroc`` (gate), ``target_alone``, ``source_alone``,
-            ``kept_parameters``, ``source_parameters``, ``bytes``, ``seconds``, ``insertion``, ``cut``, ``regime``.
+            measure on. Keys: ``ori`` (target classes), ``tar`` (cloned classes), ``avg`` (both, weighted by their numbers
+            of classes), ``avg_u`` (their mean), ``diverted`` (other images whose prediction left the target), ``auroc``
+            (gate), ``kl`` (locality, nats), ``target_alone``, ``source_alone`` (among the cloned classes),
+            ``source_alone_among_all``, ``kept_parameters``, ``source_parameters``, ``bytes``, ``prefix_bytes``,
+            ``seconds``, ``insertion``, ``cut``, ``match``, ``regime``, ``images``, ``restored``.
         labels: names of the cloned classes.
     """
 
@@ -44,12 +48,13 @@ ROWS = (
     ("ori", "with the clone, the target's classes (Ori)", "percent"),
     ("source_alone", "source alone, the cloned classes", "percent"),
     ("tar", "with the clone, the cloned classes (Tar)", "percent"),
-    ("avg", "mean of both (Avg)", "percent"),
+    ("avg", "both, weighted by numbers of classes (Avg)", "percent"),
     ("diverted", "target images diverted to the clone", "percent"),
     ("auroc", "gate AUROC", "number"),
     ("kept_parameters", "parameters added", "count"),
     ("source_parameters", "parameters of the source", "count"),
     ("bytes", "bytes (module, adapter and gate)", "count"),
+    ("prefix_bytes", "bytes of the source's first layers, for other targets", "count"),
     ("seconds", "seconds to learn", "number"),
 )
 

@@ -10,7 +10,7 @@ import torch
 from common import images, tiny_clone, tiny_model
 
 import pnc_hub
-from pnc_hub import Clone, files
+from pnc_hub import Clone, files, probe
 from pnc_hub.errors import (
     ArtifactError,
     CloneNotFoundError,
@@ -89,7 +89,7 @@ class TestRoundTrip:
                 found, expected = found.state_dict(), expected.state_dict()
                 assert found.keys() == expected.keys()
                 assert all(torch.equal(found[name], expected[name]) for name in expected)
-            assert loaded.run_probe(ours) == 0
+            assert probe.run(loaded, ours) == 0
 
     def test_logits_are_equal(self, made):
         target, clone, folder = made
@@ -141,7 +141,7 @@ class TestDamage:
         flip(clone_folder / "probe.safetensors")
         clone = Clone.from_pretrained(clone_folder)
         with pytest.raises(IntegrityError) as error:
-            clone.run_probe(clone.config.adapters[0])
+            probe.run(clone, clone.config.adapters[0])
         assert (error.value.file, error.value.repo_id) == ("probe.safetensors", str(clone_folder))
         with pytest.raises(IntegrityError):
             clone.save_pretrained(clone_folder.parent / "copy")
@@ -188,7 +188,7 @@ class TestDamage:
         edit(clone_folder, lambda config: config["files"].update({"probe.safetensors": files.sha256(path)}))
         clone = Clone.from_pretrained(clone_folder)
         with pytest.raises(ProbeError, match="more than the artifact allows"):
-            clone.run_probe(clone.adapter(logits.rpartition("/")[0]))
+            probe.run(clone, clone.adapter(logits.rpartition("/")[0]))
 
     @pytest.mark.parametrize(
         "replace",
@@ -209,7 +209,7 @@ class TestDamage:
         edit(clone_folder, lambda config: config["files"].update({"probe.safetensors": files.sha256(path)}))
         clone = Clone.from_pretrained(clone_folder)
         with pytest.raises(MalformedArtifactError) as error:
-            clone.run_probe(clone.config.adapters[0])
+            probe.run(clone, clone.config.adapters[0])
         assert error.value.file == "probe.safetensors"
 
 

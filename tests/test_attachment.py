@@ -130,7 +130,7 @@ class TestRefusals:
         refused(target, clone, ValueError, f"{next(iter(option))} is 'error' or .*received", **option)
 
     def test_a_class_that_the_model_knows(self, target, clone):
-        target.pretrained_cfg["label_names"] = ["cat", "BEE"]
+        target.pretrained_cfg["label_names"] = [*"abcdef", "BEE"]
         refused(
             target, clone, ClassCollisionError, r"adds class 'bee', which the model already has.*on_collision='allow'"
         )

@@ -2,13 +2,14 @@
 
 import itertools
 import json
+import pickle
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from common import images
+from common import images, tiny_clone, tiny_model
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from loopback_hub import LoopbackHub
 
@@ -374,3 +375,13 @@ class TestFailures:
         with pytest.raises(IntegrityError, match="outside the cache") as error:
             pnc_hub.attach(target, f"{repo}@{published}", token=token, cache_dir=tmp_path / "cache")
         assert (error.value.file, error.value.repo_id) == (file, repo)
+
+
+def test_a_pickled_model_does_not_carry_the_token(tmp_path, hub):
+    token = hub.add_user("keeper")
+    repo = (
+        tiny_clone(tiny_model("resnet"), tiny_model("mobilenet")).push_to_hub("keeper/secretive", token=token).repo_url
+    )
+    model = tiny_model("mobilenet")
+    with pnc_hub.attach(model, repo.repo_id, token=token, cache_dir=tmp_path):
+        assert token.encode() not in pickle.dumps(model)

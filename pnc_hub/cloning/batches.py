@@ -1,4 +1,4 @@
-"""What the steps of learning read: images in three parts, each used for one purpose, in batches."""
+"""What the steps of learning read: images in parts, each used for one purpose, in batches."""
 
 from __future__ import annotations
 
@@ -15,37 +15,46 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from pnc_hub.cloning.data import UNLABELLED, Images
 from pnc_hub.errors import DataError
 
+HELD_OUT = 0.1
+
 
 @dataclass(frozen=True)
 class Split:
-    """One set of images in three parts: for fitting, for choices, and for the report, which is read once."""
+    """One set of images in four parts, each read for one purpose alone.
+
+    ``fit`` is learned on, ``choose`` decides (penalties, insertion point, best pass), ``calibrate`` sets the gate's offset,
+    and ``report`` is read once, when all is done.
+    """
 
     fit: Dataset
     choose: Dataset
+    calibrate: Dataset
     report: Dataset
 
     @classmethod
-    def of(cls, dataset: Images, seed: int, choose: float = 0.15, report: float = 0.15) -> Split:
-        """Split every class in the same proportions, shuffled by ``seed``; each part gets at least one image a class."""
+    def of(cls, dataset: Images, seed: int) -> Split:
+        """Split every class in the same proportions by ``seed``: thrice a tenth, at least one image, is held out."""
         rng = np.random.RandomState(seed)
-        parts: tuple[list[int], list[int], list[int]] = ([], [], [])
         labels = np.asarray(dataset.labels)
+        if not len(labels):
+            raise DataError("no images: the data is empty, or none of its labels is one of the model's classes")
+        parts: tuple[list[int], ...] = ([], [], [], [])
         for label in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == label))
-            if len(members) < 3:
+            if len(members) < len(parts):
                 raise DataError(
-                    f"class {label} has {len(members)} images; learning, choosing and reporting need 3 at least"
+                    f"class {label} has {len(members)} images; {len(parts)} at least are needed: to learn, to choose,"
+                    " to calibrate and to report"
                 )
-            held = [max(1, round(share * len(members))) for share in (report, choose)]
-            cuts = np.cumsum(held)
-            for part, chosen in zip((2, 1, 0), np.split(members, cuts), strict=True):
-                parts[part].extend(chosen.tolist())
+            held = max(1, round(HELD_OUT * len(members)))
+            for part, chosen in zip(parts, np.split(members[::-1], [-3 * held, -2 * held, -held]), strict=True):
+                part.extend(chosen.tolist())
         return cls(*(Subset(dataset, sorted(part)) for part in parts))
 
 
 @dataclass
 class Batches:
-    """Images of the cloned classes, and of the target's where they were given, each in three parts."""
+    """Images of the cloned classes and, if there are any, of others: the target's, or else the source's other classes."""
 
     cloned: Split
     target: Split | None
@@ -56,9 +65,9 @@ class Batches:
 
     @property
     def used(self) -> int:
-        """Number of images that learning and choosing read."""
+        """Number of images that learning, choosing and calibrating read."""
         splits = [split for split in (self.cloned, self.target) if split is not None]
-        return sum(len(split.fit) + len(split.choose) for split in splits)
+        return sum(len(split.fit) + len(split.choose) + len(split.calibrate) for split in splits)
 
     def loader(self, parts: Iterable[Dataset | None], shuffle: bool = False, most: int | None = None) -> DataLoader:
         """Batches over several data sets together; at most ``most`` images, drawn by the seed."""

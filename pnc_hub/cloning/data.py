@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pnc_hub import checks
-from pnc_hub.config import same_label
+from pnc_hub import checks, labels
 from pnc_hub.errors import DataError, ImageError, SourceError
+from pnc_hub.labels import same_label
 from pnc_hub.preprocess import Preprocess
 
 UNLABELLED = -1
+READERS = ("hfds/", "hfids/", "tfds/", "torch/", "wds/")
 
 
 class Images(Dataset):
@@ -63,12 +65,14 @@ def open_dataset(data: Any) -> Any:
         try:
             if Path(data).is_dir():
                 return ImageDataset(str(data))
-            return create_dataset(str(data), root=None)
-        except Exception as error:  # readers of every kind and origin stand behind this call
-            raise DataError(
-                f"no images found: {str(data)!r} is neither a folder with a folder of images per class nor a data set that"
-                f" timm.data.create_dataset opens ({type(error).__name__}: {error})"
-            ) from error
+            if str(data).startswith(READERS):
+                return create_dataset(str(data), root="")
+        except Exception as error:  # readers of every kind and origin stand behind these calls
+            raise DataError(f"no images could be read from {str(data)!r} ({type(error).__name__}: {error})") from error
+        raise DataError(
+            f"{str(data)!r} is no folder. Valid are: 1. a folder with a folder of images per class; 2. a name that"
+            f" timm.data.create_dataset opens ({', '.join(READERS)}...); 3. a torch Dataset of (image, label)"
+        )
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return data
     raise DataError(
@@ -86,31 +90,24 @@ def class_names(dataset: Any) -> list[str] | None:
     return [str(name) for name in names] if names is not None else None
 
 
-def label_names(model: nn.Module) -> list[str] | None:
-    """Names of the classes of a model, where timm records them."""
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    return [str(name) for name in names] if names else None
-
-
-def resolve_classes(
-    classes: Mapping[str, int] | Sequence[str | int], source: nn.Module, names: list[str] | None
-) -> dict[str, int]:
+def resolve_classes(classes: Mapping[str, int] | Sequence[str | int], source: nn.Module) -> dict[str, int]:
     """Label -> row of the source's head.
 
     Args:
         classes: a mapping, or labels or indices of the source's classes.
         source: the source.
-        names: names of the data set's labels, which serve when the source has as many classes and no names of its own.
 
     Raises:
         SourceError: a class is not one of the source's, or is named twice.
     """
     count = int(source.num_classes)
-    known = label_names(source) or (names if names and len(names) == count else None)
+    known = labels.class_names(source, count)
+    if isinstance(classes, str):
+        raise SourceError(f"classes are a list or a mapping, received the text {classes!r:.80}; give [{classes!r:.80}]")
     if isinstance(classes, Mapping):
-        resolved = [(str(label), index) for label, index in classes.items()]
+        resolved = [(str(label), _plain(index)) for label, index in classes.items()]
     else:
-        resolved = [_resolve(entry, known, source, count) for entry in classes]
+        resolved = [_resolve(_plain(entry), known, source, count) for entry in classes]
     for label, index in resolved:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
             raise SourceError(f"class {label!r} is index {index!r}, and the source has classes 0 to {count - 1}")
@@ -124,17 +121,20 @@ def resolve_classes(
     return dict(resolved)
 
 
-def relabel_cloned(classes: dict[str, int], names: list[str] | None) -> dict[int, int]:
+def relabel_cloned(classes: dict[str, int], source: nn.Module, dataset: Any) -> dict[int, int]:
     """Label of the data set -> position among the cloned classes.
 
-    Without names the data set's labels are the source's class indices; with names they are matched to the cloned labels.
+    Without names the data set's labels are the source's class indices; with names they are matched to the cloned labels, to
+    the other names that the source's classes go by, and to their indices.
     """
+    names, known = class_names(dataset), labels.class_names(source, int(source.num_classes))
     if names is None:
         return {index: position for position, index in enumerate(classes.values())}
-    position_of = {same_label(name): label for label, name in enumerate(names)}
+    label_of = {same_label(name): label for label, name in enumerate(names)}
     mapped = {}
     for position, (label, index) in enumerate(classes.items()):
-        found = position_of.get(same_label(label), position_of.get(str(index)))
+        aliases = (label, str(index), *(known[index] if known else ()))
+        found = next((label_of[same_label(alias)] for alias in aliases if same_label(alias) in label_of), None)
         if found is None:
             raise DataError(
                 f"no images of class {label!r} (source index {index}): the data has {', '.join(names[:20])}. Name its folder"
@@ -144,25 +144,44 @@ def relabel_cloned(classes: dict[str, int], names: list[str] | None) -> dict[int
     return mapped
 
 
-def relabel_target(target: nn.Module, dataset: Any) -> dict[int, int] | None:
-    """Label of the data set -> index of the target's class; None where the names do not tell."""
-    names, own = class_names(dataset), label_names(target)
-    count = int(target.num_classes)
+def relabel_target(target: nn.Module, dataset: Any, cloned: Iterable[str]) -> dict[int, int]:
+    """Label of the data set -> index of the target's class, or -1 for all where the names do not tell.
+
+    Images of classes that have the name of a ``cloned`` one are left out: they are no examples of anything else.
+    """
+    names, count = class_names(dataset), int(target.num_classes)
     if names is None:
         return {index: index for index in range(count)}
-    if own is not None:
-        index_of = {same_label(name): index for index, name in enumerate(own)}
-        mapped = {label: index_of.get(same_label(name)) for label, name in enumerate(names)}
-        return mapped if None not in mapped.values() else None
-    return {index: index for index in range(count)} if len(names) == count else None
+    known = labels.class_names(target, count)
+    if known is None and len(names) == count:
+        return {index: index for index in range(count)}
+    index_of = {same_label(name): index for index, aliases in enumerate(known or ()) for name in aliases}
+    new = {same_label(label) for label in cloned}
+    mapped = {label: index_of.get(same_label(name)) for label, name in enumerate(names) if same_label(name) not in new}
+    return mapped if None not in mapped.values() else dict.fromkeys(mapped, UNLABELLED)
 
 
-def _resolve(entry: str | int, known: list[str] | None, source: nn.Module, count: int) -> tuple[str, int]:
+def other_classes(dataset: Any, cloned: Mapping[int, int]) -> dict[int, int]:
+    """Label of the data set -> -1, for the labels that are not cloned."""
+    return {label: UNLABELLED for label in set(_labels(dataset)) - set(cloned)}
+
+
+def _plain(value: Any) -> Any:
+    """The same number as an int where it is an integer of another type (numpy's)."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def _resolve(entry: Any, known: list[tuple[str, ...]] | None, source: nn.Module, count: int) -> tuple[str, int]:
     if isinstance(entry, int):
-        return (known[entry] if known and 0 <= entry < len(known) else str(entry)), entry
-    same = [index for index, name in enumerate(known or []) if same_label(name) == same_label(entry)]
+        return (
+            known[entry][-1 if len(known[entry]) == 1 else 1] if known and 0 <= entry < count else str(entry)
+        ), entry
+    if not isinstance(entry, str):
+        raise SourceError(f"a class is named by its label or its index, received {entry!r:.80}")
+    same = [index for index, names in enumerate(known or []) if same_label(entry) in map(same_label, names)]
     if len(same) != 1:
-        have = f"its classes are {', '.join(known[:20])}" if known else "it does not record the names of its classes"
+        first = ", ".join(names[0] for names in (known or [])[:20])
+        have = f"its classes are {first}" if known else "it does not record the names of its classes"
         raise SourceError(
             f"{entry!r} names {len(same)} of the {count} classes of {type(source).__name__}: {have}. Give a mapping from"
             " label to class index, as in classes={'heron': 131}"

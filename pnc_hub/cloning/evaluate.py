@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,12 +25,13 @@ def measure(target: nn.Module, clone: Clone, cloned: Iterable, old: Iterable | N
         old: batches of (images, class of the target, or -1 where it is not known), or None.
 
     Returns:
-        ``ori``, ``tar``, ``avg``, ``diverted``, ``auroc``, ``agreement``, ``kl``, ``target_alone`` (fractions; None where
-        there is nothing to measure), and ``restored``: whether outputs and state were the same bit for bit.
+        ``ori``, ``tar``, ``avg`` (weighted by numbers of classes), ``avg_u``, ``diverted``, ``auroc``, ``kl``,
+        ``target_alone`` (fractions; None where there is nothing to measure), and ``restored``: whether outputs and state were
+        the same bit for bit.
     """
     before = state_digest(target)
     with attachment.attach(target, clone, on_collision="allow") as joined:
-        width = joined.logit_slice.start
+        width, count = joined.logit_slice.start, len(clone.labels)
         new = _run(target, cloned)
         known = _run(target, old) if old is not None else None
         first = next(iter(cloned))[0].to(next(target.parameters()).device)
@@ -38,19 +39,19 @@ def measure(target: nn.Module, clone: Clone, cloned: Iterable, old: Iterable | N
     alone = _run(target, old) if old is not None else None
     same = torch.equal(target(first), attached_part) and state_digest(target) == before
     result: dict[str, Any] = {"tar": accuracy(new[0], new[1] + width)}
-    result.update(dict.fromkeys(("ori", "avg", "diverted", "auroc", "agreement", "kl", "target_alone")))
+    result.update(dict.fromkeys(("ori", "avg", "avg_u", "diverted", "auroc", "kl", "target_alone")))
     if known is not None:
         same = same and torch.equal(known[0][:, :width], alone[0])
         is_new = known[0].argmax(1) >= width
         result["diverted"] = float(is_new.float().mean())
-        result["agreement"] = 1 - result["diverted"]  # where it is not diverted the argmax is the target's own
         gates = [_gate_logit(logits, width) for logits in (new[0], known[0])]
         result["auroc"] = auroc(*gates)
         result["kl"] = float(fusion.divergence(gates[1]).mean())
         if bool((known[1] >= 0).all()):
             result["ori"] = accuracy(known[0], known[1])
             result["target_alone"] = accuracy(alone[0], alone[1])
-            result["avg"] = (result["ori"] + result["tar"]) / 2
+            result["avg_u"] = (result["ori"] + result["tar"]) / 2
+            result["avg"] = (width * result["ori"] + count * result["tar"]) / (width + count)
     result["restored"] = bool(same)
     return result
 
@@ -61,12 +62,9 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def gather(target: Any, module: nn.Module, point: str, batches: Iterable) -> Evidence:
-    """Run ``target`` (a ``Reader``) and the clone's module on batches of (images, labels)."""
-    rows = []
-    for images, labels in batches:
-        logits, read = target(images, [point])
-        rows.append((logits, *module(read[point]), labels))
+def gather(read: Callable[[Tensor], tuple[Tensor, ...]], batches: Iterable) -> Evidence:
+    """``read(images)`` = (target logits, clone logits, reject logit, features) over batches of (images, labels)."""
+    rows = [(*read(images), labels) for images, labels in batches]
     return Evidence(*(torch.cat(column).cpu() for column in zip(*rows, strict=True)))
 
 

@@ -1,12 +1,13 @@
 """The gate: telling images of the cloned classes from images of the target's.
 
 With target images a logistic regression on the scalars of both heads and on the module's features, its penalty chosen on
-held-out images. Without them what is known of the source alone: its own odds of the cloned classes against its others
-(the reject logit), or, where nothing was left out, how unusual the energies are for images of the cloned classes.
+held-out images; images of the source's other classes may stand in for them. With neither, how unusual an image is among those
+of the cloned classes, and no promise.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from pnc_hub import fusion
 from pnc_hub.module import Gate
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+ROUNDING = 1e-9  # 100 * 0.29 is a little less than 29
 _UNIVERSAL = [fusion.SCALARS.index(name) for name in ("clone_energy", "clone_max", "reject")]
 
 
@@ -106,15 +108,25 @@ def best_offset(gate: Gate, cloned: Evidence, target: Evidence | None, locality_
 def conformal_offset(margins: np.ndarray, budget: float) -> float:
     """Split-conformal quantile of the diversion margin: with n images, the ceil((n + 1)(1 - budget))-th smallest.
 
-    Raises nothing; with fewer than 1/budget - 1 images no finite offset has the guarantee, and infinity is returned.
+    With fewer than ``images_needed`` no finite offset has the guarantee, and infinity is returned.
 
     Example:
         >>> import numpy as np
         >>> float(conformal_offset(np.arange(99.0), 0.01))
         98.0
     """
-    rank = int(np.ceil((len(margins) + 1) * (1 - budget)))
-    return float(np.sort(margins)[rank - 1]) if rank <= len(margins) else float("inf")
+    above = int((len(margins) + 1) * budget + ROUNDING)  # so many, the next image included, may be diverted
+    return float(np.sort(margins)[-above]) if above else float("inf")
+
+
+def images_needed(budget: float) -> int:
+    """How many held-out images of the target a locality budget needs for a finite offset.
+
+    Example:
+        >>> images_needed(0.01)
+        99
+    """
+    return math.ceil(1 / budget - 1 - ROUNDING)
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
@@ -147,17 +159,13 @@ def _log_loss(x: np.ndarray, y: np.ndarray, weight: np.ndarray, bias: float) -> 
 
 
 def _from_cloned_alone(cloned: Evidence, universal: bool) -> Gate:
+    """How like images of the cloned classes it is, by the heads' largest logits: two standard deviations are let through."""
     gate = Gate(cloned.features.shape[1]).requires_grad_(False)
-    position = {name: index for index, name in enumerate(fusion.SCALARS)}
-    if bool((cloned.reject != 0).any()):
-        gate.scalars[position["clone_energy"]] = 1.0
-        gate.scalars[position["reject"]] = -1.0
-        return gate
     scalars = cloned.scalars()
     mean, spread = scalars.mean(0), scalars.std(0) + 1e-6
     for name, sign in (("clone_max", 1.0), *((("target_max", -1.0),) if not universal else ())):
-        column = position[name]
+        column = fusion.SCALARS.index(name)
         gate.scalars[column] = sign / spread[column]
         gate.bias -= sign * mean[column] / spread[column]
-    gate.bias += 2.0  # two standard deviations: nearly every image of a cloned class is let through
+    gate.bias += 2.0
     return gate

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +17,20 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
+from pnc_hub import attachment, files
 from pnc_hub.artifact import Clone
 from pnc_hub.cloning import data as images_of
+from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning.batches import Batches, Split
 from pnc_hub.cloning.evaluate import measure
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import Learned, package, source_config
 from pnc_hub.cloning.refine import Recipe
 from pnc_hub.cloning.select import best_clone
-from pnc_hub.errors import DataError, NoClassifierError, TargetError
+from pnc_hub.errors import DataError, NoClassifierError, PncHubError, SourceError, TargetError
+from pnc_hub.preprocess import Preprocess
+
+FEW = 20  # images of a class, or of all others together, from which on a gate can be learned
 
 
 def clone(
@@ -68,7 +77,7 @@ def clone(
         cut: cut the source after this module; by default it is searched for.
         keep: largest number of parameters of the clone, as a share of the source's.
         locality_budget: largest share of the target's images that may be diverted to the clone (split-conformal; holds for
-            images like those in ``target_data``).
+            images like those in ``target_data``, of which it needs enough: 990 for 0.01).
         tune: also train the clone's own copy of the tail, not only adapter and head.
         epochs: passes of the refinement; 0 keeps the closed-form solution.
         learning_rate: of the refinement.
@@ -102,17 +111,27 @@ def clone(
         raise ValueError(
             f"keep is in (0, 1], locality_budget in (0, 1), epochs at least 0; {keep=} {locality_budget=} {epochs=}"
         )
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size is at least 1 and workers at least 0; {batch_size=} {workers=}")
     accelerator = Accelerator(cpu=device == "cpu")
+    if accelerator.num_processes > 1:
+        raise PncHubError(
+            f"a clone is learned by one process, and this is one of {accelerator.num_processes}; run it alone"
+        )
     source, source_id, license = _model(source, source_id, license)
     target, target_id, _ = _model(target, target_id, None)
     _check(source, target)
-    with torch.random.fork_rng():
+    if attachment.attachments(source):
+        source = copy.deepcopy(source)
+        attachment.detach(source)
+    with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         opened = images_of.open_dataset(data)
-        wanted = images_of.resolve_classes(classes, source, images_of.class_names(opened))
+        wanted = images_of.resolve_classes(classes, source)
         networks = Networks(source, target, list(wanted.values()), accelerator.device)
         described = source_config(source, dict(source_args or {}), source_id, license, networks)
-        splits = _splits(networks, wanted, opened, target_data, seed)
+        *splits, regime = _splits(source, target, networks.target.preprocess, wanted, opened, target_data, seed)
+        _check_budget(locality_budget, splits[1])
         prepared = Batches(*splits, accelerator, batch_size, workers, seed)
         bar = tqdm(desc="search", unit="epoch", disable=not (progress and accelerator.is_main_process), leave=False)
         with bar:
@@ -121,55 +140,109 @@ def clone(
             )
             bar.set_description("measure")
             result = package(learned, networks, described, wanted, target_id, target, universal)
-            _report(result, learned, networks, prepared, time.perf_counter() - started)
+            _report(result, learned, networks, prepared, regime, time.perf_counter() - started)
     return result
 
 
-def _report(result: Clone, learned: Learned, networks: Networks, prepared: Batches, seconds: float) -> None:
+def _report(
+    result: Clone, learned: Learned, networks: Networks, prepared: Batches, regime: str, seconds: float
+) -> None:
     """Measure on the part that no choice was made on, and record it with the adapter."""
     old = prepared.loader([prepared.target.report]) if prepared.target else None
     cloned = prepared.loader([prepared.cloned.report])
     adapter = result.config.adapters[0]
     measured = measure(networks.target.model, result, cloned, old)
-    right, count = 0, 0
-    for images, labels in cloned:
-        lesson = networks.teach(images)
-        right, count = right + int((lesson.cloned.argmax(1) == labels).sum()), count + len(labels)
+    among_cloned, among_all = _source_alone(networks, cloned)
     adapter.metrics = {
         **measured,
-        "source_alone": right / count,
+        "source_alone": among_cloned,
+        "source_alone_among_all": among_all,
         "insertion": learned.target.name,
         "cut": learned.source.name,
         "kept_parameters": learned.parameters(),
         "source_parameters": networks.parameters,
-        "bytes": 4 * learned.parameters(),
+        "bytes": result.nbytes(files.WEIGHTS, adapter.file),
+        "prefix_bytes": result.nbytes(files.PREFIX),
         "match": learned.match,
-        "regime": "R4" if prepared.target else "R1",
+        "regime": regime,
         "images": prepared.used,
         "seconds": round(seconds, 2),
     }
 
 
 def _splits(
-    networks: Networks, wanted: dict[str, int], opened: Any, target_data: Any, seed: int
-) -> tuple[Split, Split | None]:
-    preprocess = networks.target.preprocess
-    relabel = images_of.relabel_cloned(wanted, images_of.class_names(opened))
+    source: nn.Module,
+    target: nn.Module,
+    preprocess: Preprocess,
+    wanted: dict[str, int],
+    opened: Any,
+    target_data: Any,
+    seed: int,
+) -> tuple[Split, Split | None, str]:
+    """Images of the cloned classes, images of others (the target's, else the source's), and the regime that makes."""
+    relabel = images_of.relabel_cloned(wanted, source, opened)
     cloned = images_of.Images(opened, preprocess, relabel)
     missing = sorted(set(range(len(wanted))) - set(cloned.labels))
     if missing:
         raise DataError(f"no images of {', '.join(list(wanted)[position] for position in missing)} in the data")
-    if target_data is None:
-        return Split.of(cloned, seed), None
-    opened = images_of.open_dataset(target_data)
-    old = images_of.Images(opened, preprocess, images_of.relabel_target(networks.target.model, opened))
-    return Split.of(cloned, seed), Split.of(old, seed)
+    if target_data is not None:
+        shown = images_of.open_dataset(target_data)
+        old = images_of.Images(shown, preprocess, images_of.relabel_target(target, shown, wanted))
+        fewest = min(Counter(old.labels).values(), default=0)
+        return Split.of(cloned, seed), Split.of(old, seed), "R3" if fewest <= FEW else "R4"
+    old = images_of.Images(opened, preprocess, images_of.other_classes(opened, relabel))
+    if len(old) >= FEW:
+        return Split.of(cloned, seed), Split.of(old, seed), "R2"
+    warnings.warn(
+        "the gate has seen images of the cloned classes alone, so nothing can be said of what it does to others: give images"
+        " of the target's classes as target_data, or leave images of the source's other classes in data",
+        stacklevel=3,
+    )
+    return Split.of(cloned, seed), None, "R1"
+
+
+@torch.no_grad()
+def _source_alone(networks: Networks, batches: Iterable) -> tuple[float, float]:
+    """Accuracy of the source among the cloned classes and among all of its own; warns if the labels do not seem to fit."""
+    among_cloned, among_all, count = 0, 0, 0
+    for images, labels in batches:
+        lesson = networks.teach(images)
+        right = lesson.cloned.argmax(1) == labels
+        among_cloned, count = among_cloned + int(right.sum()), count + len(labels)
+        among_all += int((right & lesson.cloned_wins).sum())
+    if among_all / count <= 1.5 / networks.num_classes:
+        warnings.warn(
+            f"the source recognises {among_all} of {count} images of the cloned classes, no more than by chance: check that"
+            " classes= maps each label to its index in the source",
+            stacklevel=4,
+        )
+    return among_cloned / count, among_all / count
+
+
+def _check_budget(budget: float | None, target: Split | None) -> None:
+    if budget is None:
+        return
+    if target is None:
+        raise DataError("a locality_budget is calibrated on images of the target; give them as target_data")
+    needed, found = gates.images_needed(budget), len(target.calibrate)
+    if found < needed:
+        raise DataError(
+            f"a locality_budget of {budget:g} is calibrated on at least {needed} images of the target, and target_data has"
+            f" {found} to spare for it (a tenth); give more, or a budget of at least"
+            f" {math.ceil(1000 / (found + 1)) / 1000:g}"
+        )
 
 
 def _model(model: nn.Module | str, hub_id: str | None, license: str | None) -> tuple[nn.Module, str | None, str | None]:
     if not isinstance(model, (str, Path)):
         return model, hub_id, license
-    loaded = timm.create_model(str(model), pretrained=True)
+    try:
+        loaded = timm.create_model(str(model), pretrained=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise SourceError(
+            f"timm can not load {str(model)!r} ({error}). Give a name that timm.list_pretrained() has, hf-hub:user/name, or a"
+            " model"
+        ) from error
     cfg = loaded.pretrained_cfg
     return loaded, hub_id or cfg.get("hf_hub_id"), license or cfg.get("license")
 

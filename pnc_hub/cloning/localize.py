@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -133,15 +134,18 @@ def _pruned(whole: nn.Sequential, gradients: dict[str, Tensor], cut: InsertionPo
     # attention would also need its number of heads told; its residual stream is the tail's input, which is fixed
     attention = [layer for name, layer in copied.named_modules() if name.endswith((".qkv", ".q", ".k", ".v", ".proj"))]
     try:
-        pruner = torch_pruning.pruner.BasePruner(
-            copied,
-            example,
-            importance=torch_pruning.importance.GroupTaylorImportance(),
-            global_pruning=True,
-            pruning_ratio=ratio,
-            max_pruning_ratio=LARGEST_CUT,
-            ignored_layers=[copied[0], copied[2], *attention],
-        )
+        with warnings.catch_warnings():
+            # parameters outside of layers are pruned with what they scale, and the result is run below
+            warnings.filterwarnings("ignore", "Unwrapped parameters", UserWarning)
+            pruner = torch_pruning.pruner.BasePruner(
+                copied,
+                example,
+                importance=torch_pruning.importance.GroupTaylorImportance(),
+                global_pruning=True,
+                pruning_ratio=ratio,
+                max_pruning_ratio=LARGEST_CUT,
+                ignored_layers=[copied[0], copied[2], *attention],
+            )
         pruner.step()
         copied.zero_grad()
         with torch.no_grad():

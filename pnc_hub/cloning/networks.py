@@ -23,16 +23,17 @@ class Lesson(NamedTuple):
     rejected: Tensor  # energy (logsumexp) of its other classes [B]; -inf where there are none
     penultimate: Tensor  # what its classifier reads [B, C]
     features: dict[str, Tensor]  # by cut
+    cloned_wins: Tensor | None = None  # whether the largest of all its logits is one of the cloned classes [B]
 
 
 class Reader:
-    """A frozen copy of a model that returns its output and its features at chosen points from one forward pass."""
+    """A frozen float32 copy of a model that returns its output and its features at chosen points from one forward pass."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         """The model itself is only read; clones attached to it do not take part."""
         self.model = copy.deepcopy(model)
         attachment.detach(self.model)
-        self.model.eval().requires_grad_(False).to(device)
+        self.model.eval().requires_grad_(False).float().to(device)
         self.preprocess = Preprocess.of(self.model)
         self.skeleton = Skeleton(self.model)
 
@@ -80,7 +81,9 @@ class Networks:
         """What the source says of the target's ``images`` [B, C, H, W]."""
         penultimate, features = self.source(self.to_source(images), cuts)
         logits = self.head(penultimate)
-        return Lesson(logits[:, self.classes], logits[:, self.others].logsumexp(1), penultimate, features)
+        cloned, others = logits[:, self.classes], logits[:, self.others]
+        cloned_wins = torch.isin(logits.argmax(1), self.classes)
+        return Lesson(cloned, others.logsumexp(1), penultimate, features, cloned_wins)
 
     def cuts(self) -> dict[str, InsertionPoint]:
         """Places where the source can be cut."""

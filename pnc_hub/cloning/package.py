@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 import pnc_hub
-from pnc_hub import files
+from pnc_hub import files, probe
 from pnc_hub.artifact import Clone
 from pnc_hub.cloning.localize import changes, parameters
 from pnc_hub.cloning.networks import Networks
@@ -46,7 +47,6 @@ class Learned:
     target: InsertionPoint
     source: InsertionPoint
     match: float
-    curve: list[tuple[str, str, float, int]] = field(default_factory=list)
 
     def parameters(self) -> int:
         """Parameters that the target gets: adapter, tail, head, gate."""
@@ -59,7 +59,8 @@ def source_config(
     """How to name the source so that its tail can be rebuilt, checked by rebuilding it.
 
     Raises:
-        SourceError: timm does not know its architecture, or other constructor arguments are needed.
+        SourceError: timm does not know its architecture, other constructor arguments are needed, or an artifact can not
+            record what was given.
     """
     architecture = (getattr(source, "pretrained_cfg", None) or {}).get("architecture")
     if not architecture or not timm_knows(architecture):
@@ -71,7 +72,10 @@ def source_config(
     if networks.source.preprocess.input_size[0] != 3:
         arguments["in_chans"] = networks.source.preprocess.input_size[0]
     arguments.update({name: list(value) if isinstance(value, tuple) else value for name, value in given.items()})
-    described = SourceConfig(hub_id, None, architecture, arguments, fingerprint(source), license or "unknown")
+    try:
+        described = SourceConfig(hub_id, None, architecture, arguments, fingerprint(source), license or "unknown")
+    except StrictDataclassError as error:
+        raise SourceError(f"an artifact can not record this of its source: {' '.join(str(error).split())}") from error
     _check_rebuilt(described, networks)
     return described
 
@@ -135,24 +139,21 @@ def _entry(name: str, target: TargetConfig | None, insertion: InsertionConfig) -
 
 @torch.inference_mode()
 def _probe(clone: Clone, networks: Networks, learned: Learned) -> dict[str, Tensor]:
-    """A synthetic input for each adapter and the logits expected of it: no photo of anybody's is published."""
-    probe = {}
-    generator = torch.Generator().manual_seed(0)
+    """For each adapter an input and what is made of it; the clone built back must answer as the learned module does."""
+    tensors = {}
     for adapter in clone.config.adapters:
         reader = networks.target if adapter.target is not None else networks.source
-        coarse = torch.randn(2, reader.preprocess.input_size[0], 4, 4, generator=generator)
-        image = nn.functional.interpolate(coarse, size=reader.preprocess.input_size[1:], mode="bilinear").to(
-            networks.device
-        )
-        feature = reader(image, [adapter.insertion.module])[1][adapter.insertion.module].cpu()
-        module, _ = clone.build(adapter, clone.config.preprocess.value())
-        logits = module(feature)[0]
+        size, point = reader.preprocess.input_size, adapter.insertion.module
+        image = probe.pattern(2, size[0])
+        feature = reader(probe.enlarge(image, size).to(networks.device), [point])[1][point].cpu()
+        logits = clone.build(adapter, clone.config.preprocess.value())[0](feature)[0]
         if adapter.target is not None and not _close(logits, learned.module(feature)[0]):
             raise SourceError(
                 "the pruned tail can not be rebuilt from its configuration; please report this architecture"
             )
-        probe[f"{adapter.name}/feature"], probe[f"{adapter.name}/logits"] = feature, logits
-    return {name: tensor.clone() for name, tensor in probe.items()}
+        for name, value in (("image", image), ("feature", feature), ("logits", logits)):
+            tensors[f"{adapter.name}/{name}"] = value.clone()
+    return tensors
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -13,15 +13,14 @@ from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning import localize, stitch
 from pnc_hub.cloning.batches import Batches
 from pnc_hub.cloning.evaluate import gather
-from pnc_hub.cloning.networks import Networks
+from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.cloning.package import Learned
 from pnc_hub.cloning.refine import Recipe, distillation_loss, refine
 from pnc_hub.errors import InsertionPointError, SourceError
-from pnc_hub.module import CloneModule
+from pnc_hub.module import CloneModule, Gate
 from pnc_hub.points import INPUT, InsertionPoint
 
-MAX_RIDGE_IMAGES = 2000
-MAX_RANKED_IMAGES = 128
+MAX_RIDGE_IMAGES, MAX_RANKED_IMAGES = 500, 64
 # Successive halving: so many candidates are refined for this share of the epochs, the best go on; None: all.
 ROUNDS: tuple[tuple[int | None, float], ...] = ((None, 0.1), (3, 0.2), (1, 1.0))
 
@@ -66,9 +65,7 @@ def best_clone(
         trials = sorted(trials, key=lambda trial: -trial.score)[:count]
         for trial in trials:
             _refine(trial, networks, batches, replace(recipe, epochs=epochs), bar)
-    learned = _with_gate(trials[0], networks, batches, budget)
-    learned.curve = [(c.target.name, c.source.name, c.match, c.tail_parameters) for c in candidates]
-    return learned
+    return _with_gate(trials[0], networks, batches, budget)
 
 
 def _candidates(networks: Networks, batches: Batches, fixed: tuple[str | None, str | None]) -> list[stitch.Candidate]:
@@ -147,22 +144,33 @@ def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, 
 
 
 def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float | None) -> Learned:
-    """Gates for this target and for any, calibrated on the held-out part."""
-    module, candidate = trial.module.eval().requires_grad_(False), trial.candidate
+    """Gates for this target and for any, each fitted on what it will see, with offsets calibrated on their own part."""
+    module, point, cut = trial.module.eval().requires_grad_(False), trial.candidate.target, trial.candidate.source
 
-    def evidence(part: str) -> tuple[gates.Evidence, gates.Evidence | None]:
-        cloned = gather(networks.target, module, candidate.target.name, batches.loader([getattr(batches.cloned, part)]))
-        if batches.target is None:
-            return cloned, None
-        return cloned, gather(
-            networks.target, module, candidate.target.name, batches.loader([getattr(batches.target, part)])
+    def through_target(images: Tensor) -> tuple[Tensor, ...]:
+        logits, read = networks.target(images, [point.name])
+        return (logits, *module(read[point.name]))
+
+    def through_prefix(images: Tensor) -> tuple[Tensor, ...]:
+        features = module.tail(networks.teach(images, [cut.name]).features[cut.name])
+        logits = module.head(features)
+        return networks.target(images)[0], logits[:, :-1], logits[:, -1], features
+
+    def fitted(read: Callable[[Tensor], tuple[Tensor, ...]], universal: bool) -> Gate:
+        fit, choose, calibrate = (
+            [
+                gather(read, batches.loader([getattr(split, part)])) if split else None
+                for split in (batches.cloned, batches.target)
+            ]
+            for part in ("fit", "choose", "calibrate")
         )
+        gate = gates.fit(*fit, choose, universal)
+        gate.offset.fill_(gates.best_offset(gate, *calibrate, budget))
+        return gate
 
-    fit, choose = evidence("fit"), evidence("choose")
-    gate = gates.fit(*fit, choose, universal=False)
-    gate.offset.fill_(gates.best_offset(gate, *choose, budget))
-    anywhere = gates.fit(*fit, choose, universal=True)
-    return Learned(module, gate, anywhere, candidate.target, candidate.source, candidate.match)
+    return Learned(
+        module, fitted(through_target, False), fitted(through_prefix, True), point, cut, trial.candidate.match
+    )
 
 
 def _reject_row(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor] | None:
@@ -197,10 +205,12 @@ def _local_set(networks: Networks, batches: Batches, cut: str) -> Iterable[tuple
 
 @torch.no_grad()
 def _held_out_loss(module: CloneModule, networks: Networks, pair: tuple[str, str], held_out: Iterable) -> float:
-    total, count = 0.0, 0
+    """The distillation loss over all held-out images together, so that both sides weigh the same."""
+    rows = []
     for images, labels in held_out:
         _, read = networks.target(images, [pair[0]])
-        ones = torch.ones(len(labels), device=networks.device)
-        loss = distillation_loss(module(read[pair[0]]), networks.teach(images), labels, ones)
-        total, count = total + float(loss) * len(labels), count + len(labels)
-    return total / count
+        lesson = networks.teach(images)
+        rows.append((*module(read[pair[0]]), lesson.cloned, lesson.rejected, lesson.penultimate, labels))
+    *output, cloned, rejected, penultimate, labels = (torch.cat(column) for column in zip(*rows, strict=True))
+    lesson = Lesson(cloned, rejected, penultimate, {})
+    return float(distillation_loss(tuple(output), lesson, labels, torch.ones(len(labels), device=labels.device)))

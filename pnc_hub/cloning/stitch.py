@@ -8,8 +8,10 @@ matching): what the head will read, not how similar two layers look.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +24,7 @@ from pnc_hub.preprocess import resize
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 POSITIONS = 64
-PER_STAGE = 3
+PER_STAGE = 2
 
 
 @dataclass
@@ -34,18 +36,16 @@ class Candidate:
         source: where the source is cut.
         adapter: the closed-form adapter between them.
         match: share of the penultimate feature's variance that is reproduced on held-out images (R2).
-        tail_parameters: size of the tail that comes with it, before pruning.
     """
 
     target: InsertionPoint
     source: InsertionPoint
     adapter: Adapter
     match: float
-    tail_parameters: int
 
 
 class Moments:
-    """X'X, X'Y and Y'Y of rows seen so far, in float64; x gets a constant column for the bias."""
+    """X'X, X'Y and the diagonal of Y'Y of rows seen so far, in float64; x gets a constant column for the bias."""
 
     def __init__(self) -> None:
         """Empty; sizes follow from the first rows."""
@@ -58,7 +58,7 @@ class Moments:
         """Rows x [N, C] and y [N, D]."""
         x, y = _with_constant(x), y.double()
         self.gram, self.cross = self.gram + x.T @ x, self.cross + x.T @ y
-        self.square, self.rows = self.square + (y * y).sum(), self.rows + torch.tensor(float(len(x)), device=x.device)
+        self.square, self.rows = self.square + (y * y).sum(0), self.rows + torch.tensor(float(len(x)), device=x.device)
 
     def reduced(self, accelerator: Accelerator) -> Moments:
         """Summed over processes."""
@@ -73,10 +73,11 @@ class Moments:
         diagonal[-1] = 1e-9 * self.rows
         return torch.linalg.solve(self.gram + diagonal.diag(), self.cross)
 
-    def error(self, weights: Tensor) -> float:
-        """Summed squared error of ``weights`` on these rows."""
-        fitted = (weights * (self.gram @ weights)).sum() - 2 * (weights * self.cross).sum()
-        return float(fitted + self.square)
+    def error(self, weights: Tensor, columns: slice = slice(None)) -> float:
+        """Summed squared error of ``weights`` [C + 1, D] on these rows, in some columns of y."""
+        weights = weights[:, columns]
+        fitted = (weights * (self.gram @ weights)).sum() - 2 * (weights * self.cross[:, columns]).sum()
+        return float(fitted + self.square[columns].sum())
 
 
 def ridge(fit: Moments, held_out: Moments) -> Tensor:
@@ -120,19 +121,26 @@ def search(
         pairs: as from ``admissible_pairs``.
         seed: positions of large maps are sampled with it.
     """
-    moments = [
-        _collect(networks, accelerator, batches, pairs, torch.Generator().manual_seed(seed))
+    stages: dict[tuple, list[InsertionPoint]] = {}
+    for target, source in pairs:
+        stages.setdefault((target, source.grid), []).append(source)
+    fitted, checked = (
+        _collect(networks, accelerator, batches, stages, torch.Generator().manual_seed(seed))
         for batches in (fit, held_out)
-    ]
+    )
     candidates = []
-    for pair in pairs:
-        adapter = Adapter(*pair, device=networks.device).requires_grad_(False)
-        _set(adapter.map, ridge(moments[0][pair, "map"], moments[1][pair, "map"]))
-        if adapter.prefix is not None:
-            _set(adapter.prefix, ridge(moments[0][pair, "prefix"], moments[1][pair, "prefix"]))
-        tail = networks.tail(pair[1].name)
-        size = sum(parameter.numel() for parameter in tail.parameters())
-        candidates.append((Candidate(*pair, adapter, 0.0, size), tail))
+    for (target, grid), sources in stages.items():
+        solutions = [fitted[target, grid].solve(strength) for strength in RIDGES]
+        widths = [source.channels for source in sources]
+        for source, end in zip(sources, accumulate(widths), strict=True):
+            columns = slice(end - source.channels, end)
+            best = min(solutions, key=lambda weights: checked[target, grid].error(weights, columns))
+            adapter = Adapter(target, source, device=networks.device).requires_grad_(False)
+            _set(adapter.map, best[:, columns])
+            if adapter.prefix is not None:
+                _set(adapter.prefix, ridge(fitted[target, source], checked[target, source]))
+            tail = networks.tail(source.name)
+            candidates.append((Candidate(target, source, adapter, 0.0), tail))
     for (candidate, _), match in zip(candidates, _match(networks, accelerator, held_out, candidates), strict=True):
         candidate.match = match
     return sorted((candidate for candidate, _ in candidates), key=lambda candidate: -candidate.match)
@@ -148,28 +156,24 @@ def fit_rows(accelerator: Accelerator, batches: Iterable, rows: Callable[[Tensor
 
 @torch.no_grad()
 def _collect(
-    networks: Networks, accelerator: Accelerator, batches: Iterable, pairs: list, generator: torch.Generator
+    networks: Networks, accelerator: Accelerator, batches: Iterable, stages: dict, generator: torch.Generator
 ) -> dict:
-    moments: dict = {}
-    for pair in pairs:
-        moments[pair, "map"] = Moments()
-        if pair[1].prefix_tokens:
-            moments[pair, "prefix"] = Moments()
+    """Moments of the maps by (target point, grid), of all sources of that grid side by side; of class tokens by pair."""
+    moments: dict = defaultdict(Moments)
+    cuts = {source.name for sources in stages.values() for source in sources}
     for images, _ in batches:
-        _, read = networks.target(images, {target.name for target, _ in pairs})
-        taught = networks.teach(images, {source.name for _, source in pairs}).features
-        for target, source in pairs:
-            maps = resize(to_maps(read[target.name], target), source.grid)
-            goal = to_maps(taught[source.name], source)
-            positions = torch.randperm(maps.shape[2] * maps.shape[3], generator=generator)[:POSITIONS].to(maps.device)
-            x, y = (_rows(value, positions) for value in (maps, goal))
-            moments[(target, source), "map"].add(x, y)
-            if source.prefix_tokens:
-                tokens = taught[source.name][:, : source.prefix_tokens].flatten(1)
-                moments[(target, source), "prefix"].add(maps.mean((2, 3)), tokens)
-    for value in moments.values():
-        value.reduced(accelerator)
-    return moments
+        _, read = networks.target(images, {target.name for target, _ in stages})
+        taught = networks.teach(images, cuts).features
+        for (target, grid), sources in stages.items():
+            maps = resize(to_maps(read[target.name], target), grid)
+            places = torch.randperm(grid[0] * grid[1], generator=generator)[:POSITIONS].to(maps.device)
+            goals = [_rows(to_maps(taught[source.name], source), places) for source in sources]
+            moments[target, grid].add(_rows(maps, places), torch.cat(goals, 1))
+            for source in sources:
+                if source.prefix_tokens:
+                    tokens = taught[source.name][:, : source.prefix_tokens].flatten(1)
+                    moments[target, source].add(maps.mean((2, 3)), tokens)
+    return {key: value.reduced(accelerator) for key, value in moments.items()}
 
 
 @torch.no_grad()

@@ -1,0 +1,36 @@
+"""Names of classes: what a model calls its classes, and when two names are the same to a reader."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+
+from torch import nn
+
+
+def same_label(label: str) -> str:
+    """What two labels have in common when a reader would take them for the same."""
+    return unicodedata.normalize("NFKC", label).casefold()
+
+
+def class_names(model: nn.Module, count: int) -> list[tuple[str, ...]] | None:
+    """For each of the ``count`` classes of ``model`` the names it goes by, or None where nothing is recorded.
+
+    timm records names with some weights; those trained on ImageNet-1k (a tag such as ``a1_in1k``) have the names of its
+    synsets: ``("n01537544", "indigo bunting", "indigo finch", ...)``.
+    """
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    names = cfg.get("label_names")
+    if names and len(names) == count:
+        return [(str(name),) for name in names]
+    if count == 1000 and "in1k" in str(cfg.get("tag")):
+        return _imagenet()
+    return None
+
+
+@lru_cache(maxsize=1)
+def _imagenet() -> list[tuple[str, ...]]:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return [(synset, *info.index_to_description(index).split(", ")) for index, synset in enumerate(info.label_names())]

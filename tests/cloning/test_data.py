@@ -1,0 +1,238 @@
+"""Images from folders, torch datasets and timm's data sets; classes by mapping, name and index."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from common import tiny_model
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+from pnc_hub.cloning.data import (
+    UNLABELLED,
+    Images,
+    class_names,
+    open_dataset,
+    relabel_cloned,
+    relabel_target,
+    resolve_classes,
+)
+from pnc_hub.errors import DataError, ImageError, SourceError
+from pnc_hub.preprocess import Preprocess
+
+NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
+COLOUR = Preprocess((3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_pct=1.0)
+GREY = Preprocess((1, 32, 32), (0.5,), (0.25,), crop_pct=1.0)
+
+
+class Listed(Dataset):
+    """(item, label) pairs as given."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+def picture(level, side=40, mode="RGB"):
+    return Image.new("L", (side, side), level).convert(mode)
+
+
+def folder(root, **images_of_class):
+    for name, count in images_of_class.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            picture(40 * number).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def nameless():
+    return tiny_model("resnet")
+
+
+@pytest.fixture(scope="module")
+def named():
+    model = timm.create_model("resnet18", num_classes=7, channels=(8, 8, 8, 8))
+    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": tuple(NAMES)}
+    return model
+
+
+def test_a_folder_of_class_folders_is_read(tmp_path):
+    opened = open_dataset(folder(tmp_path / "photos", cat=2, dog=3))
+    assert class_names(opened) == ["cat", "dog"]
+    images = Images(opened, COLOUR, {0: 1, 1: 0})
+    assert images.labels == [1, 1, 0, 0, 0]
+    image, label = images[1]
+    assert label == 1
+    assert image.shape == (3, 32, 32)
+    assert torch.allclose(image, torch.full_like(image, (40 / 255 - 0.5) / 0.25), atol=1e-5)
+
+
+@pytest.mark.parametrize("data", ["no/such/folder", 7, None])
+def test_what_is_no_dataset_is_refused_with_the_forms_that_are_taken(data):
+    with pytest.raises(DataError, match="folder") as caught:
+        open_dataset(data)
+    assert "timm.data.create_dataset" in str(caught.value)
+
+
+def test_a_reader_that_fails_says_so():
+    with pytest.raises(DataError, match="no images could be read from 'torch/nosuchset'"):
+        open_dataset("torch/nosuchset")
+
+
+def test_a_dataset_without_a_length_is_refused():
+    with pytest.raises(DataError, match="received a Endless"):
+        open_dataset(Endless())
+
+
+def test_a_torch_dataset_is_taken_as_it_is():
+    dataset = TensorDataset(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))
+    assert open_dataset(dataset) is dataset
+
+
+@pytest.mark.parametrize(("mode", "preprocess"), [("RGB", COLOUR), ("L", COLOUR), ("RGBA", COLOUR), ("RGB", GREY)])
+def test_pictures_of_any_mode_become_what_the_target_takes(mode, preprocess):
+    image, _ = Images(Listed([(picture(200, mode=mode), 0)]), preprocess, {0: 0})[0]
+    assert tuple(image.shape) == preprocess.input_size
+    assert torch.allclose(image, torch.full_like(image, (200 / 255 - 0.5) / 0.25), atol=1e-5)
+
+
+def test_tensors_are_the_targets_inputs_already():
+    inputs = torch.randn(2, 3, 32, 32)
+    images = Images(TensorDataset(inputs, torch.tensor([5, 4])), COLOUR, {4: 0, 5: 1})
+    assert torch.equal(images[0][0], inputs[0])
+    assert images.labels == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.zeros(3, 31, 32), torch.zeros(1, 32, 32), torch.zeros(3, 32, 32, dtype=torch.uint8), "a.png", np.zeros(3)],
+    ids=["size", "channels", "uint8", "a path", "an array"],
+)
+def test_what_is_no_image_for_the_target_is_refused(wrong):
+    with pytest.raises(ImageError, match="tensor"):
+        Images(Listed([(wrong, 0)]), COLOUR, {0: 0})[0]
+
+
+@pytest.mark.parametrize("with_targets", [True, False])
+def test_images_of_other_classes_are_left_out(with_targets):
+    dataset = Listed([(torch.full((3, 32, 32), float(label)), label) for label in (3, 1, 3, 2)])
+    if with_targets:
+        dataset.targets = torch.tensor([3, 1, 3, 2])
+    images = Images(dataset, COLOUR, {3: 0, 2: 1})
+    assert len(images) == 3
+    assert [(float(image[0, 0, 0]), label) for image, label in images] == [(3.0, 0), (3.0, 0), (2.0, 1)]
+
+
+def test_unlabelled_images_need_no_labels():
+    images = Images(Listed([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)]), COLOUR, None)
+    assert images.labels == [UNLABELLED, UNLABELLED]
+    assert torch.equal(images[1][0], torch.ones(3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ({"heron": 3, "coot": 0}, {"heron": 3, "coot": 0}),
+        ({"heron": np.int64(3)}, {"heron": 3}),
+        ([3, 0], {"3": 3, "0": 0}),
+        (np.array([3, 0]), {"3": 3, "0": 0}),
+    ],
+    ids=["mapping", "mapping to numpy", "indices", "array"],
+)
+def test_classes_of_a_source_without_names(nameless, classes, expected):
+    resolved = resolve_classes(classes, nameless)
+    assert resolved == expected
+    assert all(type(index) is int for index in resolved.values())
+
+
+@pytest.mark.parametrize("classes", [["gnu", "cat"], ["GNU", "Cat"], [6, 2]])
+def test_classes_of_a_source_with_names(named, classes):
+    resolved = resolve_classes(classes, named)
+    assert list(resolved.values()) == [6, 2]
+    assert [label.lower() for label in resolved] == ["gnu", "cat"]
+
+
+def test_the_datas_names_are_not_taken_for_the_sources(nameless):
+    with pytest.raises(SourceError, match="does not record the names"):
+        resolve_classes(["bee"], nameless)
+
+
+@pytest.mark.parametrize(
+    ("classes", "found"),
+    [
+        (["yak"], "names 0 of the 7 classes"),
+        ([7], "0 to 6"),
+        ([-1], "0 to 6"),
+        ([True], "0 to 6"),
+        ({"ant": 7}, "0 to 6"),
+        ({"ant": "1"}, "0 to 6"),
+        ({"ant": 1.0}, "0 to 6"),
+        ([1.5], "received 1.5"),
+        ([None], "received None"),
+        ([], "at least one"),
+        ({}, "at least one"),
+        ([1, 1], "each once"),
+        (["ant", "ANT"], "each once"),
+        ({"ant": 1, "Ant": 2}, "own name"),
+        ({"ant": 1, "bee": 1}, "each once"),
+        ({"a\u202eb": 1}, "unprintable"),
+        ({"": 1}, "1 to 200"),
+        ({"x" * 201: 1}, "1 to 200"),
+        ("ant", "give \\['ant'\\]"),
+    ],
+)
+def test_what_is_no_class_of_the_source_is_refused(named, classes, found):
+    with pytest.raises(SourceError, match=found):
+        resolve_classes(classes, named)
+
+
+def test_the_remedy_for_an_unknown_name_is_a_mapping(nameless):
+    with pytest.raises(SourceError, match=r"classes=\{'heron': 131\}"):
+        resolve_classes(["heron"], nameless)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (None, {4: 0, 2: 1}),
+        (["cat", "elk", "gnu"], {1: 0, 0: 1}),
+        (["Elk", "CAT"], {0: 0, 1: 1}),
+        (["2", "4"], {1: 0, 0: 1}),
+    ],
+    ids=["indices", "names", "other case", "folders named by index"],
+)
+def test_labels_of_the_data_are_matched_to_the_cloned_classes(nameless, names, expected):
+    data = Listed([])
+    data.classes = names
+    assert relabel_cloned({"elk": 4, "cat": 2}, nameless, data) == expected
+
+
+def test_a_missing_class_is_named_with_the_folder_it_needs(nameless):
+    data = Listed([])
+    data.classes = ["cat", "dog"]
+    with pytest.raises(DataError, match="Name its folder 'elk' or '4'"):
+        relabel_cloned({"cat": 2, "elk": 4}, nameless, data)
+
+
+def test_labels_of_the_targets_images(nameless, named):
+    unnamed = Listed([])
+    some, all_seven, others = Listed([]), Listed([]), Listed([])
+    some.classes, all_seven.classes, others.classes = ["Dog", "bee"], NAMES[::-1], ["dog", "yak"]
+    assert relabel_target(nameless, unnamed, []) == {index: index for index in range(7)}
+    assert relabel_target(nameless, all_seven, []) == {index: index for index in range(7)}
+    assert relabel_target(nameless, some, []) == {0: -1, 1: -1}  # which classes these are nobody says
+    assert relabel_target(named, some, []) == {0: 3, 1: 1}
+    assert relabel_target(named, all_seven, []) == {index: 6 - index for index in range(7)}
+    assert relabel_target(named, others, []) == {0: -1, 1: -1}
+    assert relabel_target(named, some, ["bee"]) == {0: 3}  # an image of a cloned class is no example of another

@@ -1,0 +1,128 @@
+"""Measuring: every number checked on networks that say what the test wants."""
+
+import math
+
+import pytest
+import torch
+from common import images, tiny_clone, tiny_model
+from conftest import what_it_is
+
+from pnc_hub import attachment
+from pnc_hub.cloning.evaluate import accuracy, gather, measure
+from pnc_hub.cloning.networks import Reader
+
+
+def batches(inputs, labels):
+    return list(zip(inputs.split(3), torch.as_tensor(labels).split(3), strict=True))
+
+
+@pytest.fixture(scope="module")
+def joined():
+    """A target and a clone for it, whose gate lets half of the images through, and what they say of 12 images."""
+    source, target = tiny_model("resnet", seed=1), tiny_model("convnext")
+    clone, inputs = tiny_clone(source, target), images(12, 3)
+    gate = clone._tensors[clone.config.adapters[0].file]["gate.offset"]
+    with torch.inference_mode(), attachment.attach(target, clone):
+        logits = target(inputs)
+    odds = logits[:, 7:].amax(1) - logits[:, :7].amax(1)
+    gate += odds.median() + 1e-3
+    with torch.inference_mode(), attachment.attach(target, clone):
+        logits = target(inputs)
+    assert 0 < int((logits.argmax(1) >= 7).sum()) < 12
+    return target, clone, inputs, logits
+
+
+def test_every_number_is_what_its_name_says(joined):
+    target, clone, inputs, logits = joined
+    new, old = slice(0, 6), slice(6, 12)
+    joint, alone = logits.argmax(1), logits[:, :7].argmax(1)
+    new_labels, old_labels = [0, 1, 2, 0, 1, 2], alone[old].clone()
+    old_labels[0] = (old_labels[0] + 1) % 7  # one mistake of the target's own
+    found = measure(target, clone, batches(inputs[new], new_labels), batches(inputs[old], old_labels))
+
+    p = logits.double().softmax(1)
+    gate = p[:, 7:].sum(1)
+    pairs = [(a > b) + 0.5 * (a == b) for a in gate[new].tolist() for b in gate[old].tolist()]
+    ori = sum(int(joint[6 + k]) == int(old_labels[k]) for k in range(6)) / 6
+    tar = sum(int(joint[k]) == 7 + new_labels[k] for k in range(6)) / 6
+    assert found == {
+        "tar": pytest.approx(tar),
+        "ori": pytest.approx(ori),
+        "avg_u": pytest.approx((ori + tar) / 2),
+        "avg": pytest.approx((7 * ori + 3 * tar) / 10),
+        "diverted": pytest.approx(sum(int(j) >= 7 for j in joint[old]) / 6),
+        "auroc": pytest.approx(sum(pairs) / 36),
+        "kl": pytest.approx(sum(-math.log(1 - g) for g in gate[old].tolist()) / 6, rel=1e-4),
+        "target_alone": pytest.approx(5 / 6),
+        "restored": True,
+    }
+
+
+def test_divergence_is_the_divergence_of_the_distributions(joined):
+    target, clone, inputs, logits = joined
+    found = measure(target, clone, batches(inputs, [0] * 12), batches(inputs, [0] * 12))
+    before, after = logits[:, :7].double().log_softmax(1), logits.double().log_softmax(1)[:, :7]
+    assert found["kl"] == pytest.approx(float((before.exp() * (before - after)).sum(1).mean()), rel=1e-4)
+
+
+def test_without_labels_of_the_targets_images_its_accuracy_is_not_measured(joined):
+    target, clone, inputs, _ = joined
+    found = measure(target, clone, batches(inputs, [0] * 12), batches(inputs, [-1] * 12))
+    assert [name for name, value in found.items() if value is None] == ["ori", "avg", "avg_u", "target_alone"]
+
+
+def test_without_images_of_the_target_only_the_clone_is_measured(joined):
+    target, clone, inputs, _ = joined
+    found = measure(target, clone, batches(inputs, [0] * 12), None)
+    assert {name for name, value in found.items() if value is not None} == {"tar", "restored"}
+    assert found["restored"] is True
+
+
+def test_measuring_leaves_the_target_as_it_was(joined):
+    target, clone, inputs, _ = joined
+    before = what_it_is(target)
+    measure(target, clone, batches(inputs, [0] * 12), batches(inputs, [0] * 12))
+    assert what_it_is(target) == before
+
+
+def test_a_target_that_does_not_come_back_is_noticed(joined):
+    target, clone, inputs, _ = joined
+    bias = target.get_classifier().bias.data
+    before = bias.clone()
+
+    def spoiling():
+        for batch in batches(inputs, [0] * 12):
+            yield batch
+            bias.add_(1.0)
+
+    class Spoiled(list):
+        def __iter__(self):
+            return spoiling()
+
+    try:
+        assert measure(target, clone, Spoiled([None]), None)["restored"] is False
+    finally:
+        bias.copy_(before)
+
+
+def test_accuracy():
+    assert accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])) == 0.75
+
+
+def test_evidence_is_gathered_over_batches(joined):
+    target, clone, inputs, _ = joined
+    adapter = clone.config.adapters[0]
+    reader = Reader(target, torch.device("cpu"))
+    module, _ = clone.build(adapter, reader.preprocess)
+
+    def read(images):
+        logits, features = reader(images, [adapter.insertion.module])
+        return (logits, *module(features[adapter.insertion.module]))
+
+    found = gather(read, batches(inputs, list(range(12))))
+    assert len(found) == 12
+    assert found.labels.tolist() == list(range(12))
+    assert torch.allclose(found.target_logits, target(inputs), atol=1e-5)
+    whole = module(reader(inputs, [adapter.insertion.module])[1][adapter.insertion.module])
+    for value, expected in zip((found.clone_logits, found.reject, found.features), whole, strict=True):
+        assert torch.allclose(value, expected, atol=1e-5)

@@ -1,0 +1,164 @@
+"""Neighbours of images, and pruning to what the cloned classes need."""
+
+import pytest
+import torch
+from common import FAMILIES, images, source_args, tiny_model
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from pnc_hub.cloning.localize import changes, neighbours, parameters, prune
+from pnc_hub.cloning.networks import Networks
+from pnc_hub.errors import SourceError
+from pnc_hub.module import Source, put_tensors, shrink, tensors_of
+from pnc_hub.points import InsertionPoint
+
+CPU = torch.device("cpu")
+# a cut in the middle, inside a stage where the family has one: the residual stream is then the tail's fixed input
+CUTS = {
+    "resnet": "layer3.0",
+    "mobilenet": "blocks.4.1",
+    "convnext": "stages.1",
+    "vit": "blocks.1",
+    "swin": "layers.1",
+    "regnet": "s2",
+}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 32, 32), (2, 1, 33, 17)])
+def test_neighbours_are_other_images_of_the_same_shape(shape):
+    batch = torch.randn(shape)
+    changed, near = neighbours(batch, generator())
+    assert changed.shape == batch.shape
+    assert near.shape == (shape[0],)
+    assert ((near > 0) & (near <= 1)).all()
+    assert (changed != batch).flatten(1).any(1).all()
+
+
+def test_neighbours_follow_the_generator():
+    batch = images(4)
+    first, again, other = (neighbours(batch, generator(seed)) for seed in (0, 0, 1))
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_the_more_is_hidden_the_further_away():
+    """Of an image without noise, the share of cells at the mean colour tells the proximity."""
+    ramp = torch.linspace(-1, 1, 32).expand(200, 1, 32, 32) ** 3 + 3.0
+    changed, near = neighbours(ramp, generator())
+    hidden = (changed - ramp.mean((2, 3), keepdim=True)).abs().flatten(1)
+    share = (hidden < 0.3).float().mean(1)
+    assert torch.corrcoef(torch.stack([share, near]))[0, 1] < -0.3
+    assert near.min() < 0.8
+    assert near.max() == 1.0
+
+
+def parts(family, classes=(1, 2, 4), seed=0):
+    """(source, networks, cut, tail, head, local set)."""
+    source = tiny_model(family, seed=seed)
+    networks = Networks(source, source, list(classes), CPU)
+    cut = networks.cuts()[CUTS[family]]
+    batch = images(16, seed=1)
+    labels = torch.arange(16) % (len(classes) + 1)
+    feature = networks.teach(batch, [cut.name]).features[cut.name]
+    reject = (0.1 * torch.randn(networks.width), torch.zeros(()))
+    return (
+        source,
+        networks,
+        cut,
+        networks.tail(cut.name),
+        networks.head_rows(reject),
+        [(feature, labels, torch.ones(16))],
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pruned_tail_is_smaller_runs_and_can_be_rebuilt_from_its_changes(family):
+    source, networks, cut, tail, head, local_set = parts(family)
+    size, fixed = parameters(tail) + parameters(head), sum(p.numel() for p in tail.parameters())
+    largest = int(0.8 * size)
+    before = {name: tensor.clone() for name, tensor in tensors_of(tail).items()}
+    pruned, rows = prune(tail, head, cut, local_set, largest)
+    assert 0 < parameters(pruned) + parameters(rows) <= largest
+    assert parameters(tail) == fixed
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors_of(tail).items())
+    feature = local_set[0][0]
+    expected = rows(pruned(feature))
+    assert expected.shape == (16, 4)
+
+    branch = nn.ModuleDict({"tail": pruned, "head": rows})
+    shapes, attributes = changes(branch, nn.ModuleDict({"tail": networks.tail(cut.name), "head": head}))
+    assert shapes
+    arguments = {**source_args(family), "num_classes": 7}
+    rebuilt = Source(source.pretrained_cfg["architecture"], arguments, networks.source.preprocess.input_size)
+    with torch.device("meta"):
+        again = nn.ModuleDict({"tail": rebuilt.parts(cut.name)[1], "head": nn.Linear(rebuilt.features, 4)})
+    shrink(again, shapes, attributes)
+    put_tensors(again, tensors_of(branch))
+    again.eval()
+    assert_close(again["head"](again["tail"](feature)), expected)
+
+
+def test_what_is_small_enough_stays_whole():
+    _, _, cut, tail, head, local_set = parts("resnet")
+    size = parameters(tail) + parameters(head)
+    pruned, rows = prune(tail, head, cut, local_set, size)
+    assert parameters(pruned) + parameters(rows) == size
+    assert torch.equal(rows(pruned(local_set[0][0])), head(tail(local_set[0][0])))
+    assert changes(pruned, tail) == ({}, {})
+
+
+@pytest.mark.parametrize("largest", [0, 40])
+def test_the_impossible_is_refused(largest):
+    _, _, cut, tail, head, local_set = parts("resnet")
+    with pytest.raises(SourceError, match=r"can not be pruned to .* allow more with keep=, or cut later"):
+        prune(tail, head, cut, local_set, largest)
+
+
+def test_the_channels_that_the_classes_need_stay():
+    """The head reads 4 of 16 hidden channels, which lie apart; the other 12 lead nowhere."""
+    needed = [2, 5, 11, 12]
+    torch.manual_seed(0)
+    tail = nn.Sequential(
+        nn.Conv2d(6, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    tail[2].weight.data[:, [c for c in range(16) if c not in needed]] = 0
+    head = nn.Linear(8, 3)
+    cut = InsertionPoint("here", 0, 6, 8, "NCHW", (4, 4))
+    feature, labels = torch.randn(64, 6, 4, 4), torch.arange(64) % 3
+    wanted = {tuple(tail[0].weight[c].flatten().tolist()) for c in needed}
+    expected = head(tail(feature))
+    pruned, rows = prune(tail, head, cut, [(feature, labels, torch.ones(64))], 130)
+    kept = {tuple(row.flatten().tolist()) for row in pruned[0].weight}
+    assert len(kept) < 16
+    assert wanted <= kept
+    assert_close(rows(pruned(feature)), expected)
+
+
+def test_only_images_with_weight_decide():
+    """Two halves of the channels serve one class each; images of weight 0 have no say in which half stays."""
+    torch.manual_seed(0)
+    tail = nn.Sequential(
+        nn.Conv2d(2, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.ReLU()
+    )
+    with torch.no_grad():
+        tail[0].weight.zero_()
+        tail[0].weight[:4, 0], tail[0].weight[4:, 1] = 1.0, 1.0
+        tail[0].weight += 0.1 * torch.rand(8, 2, 1, 1) * (tail[0].weight > 0)
+        tail[0].bias.zero_()
+        tail[4].weight.copy_(torch.eye(8))
+        tail[4].bias.zero_()
+    head = nn.Linear(8, 3)
+    feature = F.one_hot(torch.arange(32) % 2, 2).float()[:, :, None, None].expand(32, 2, 4, 4).contiguous()
+    labels = torch.arange(32) % 2
+    cut = InsertionPoint("here", 0, 2, 8, "NCHW", (4, 4))
+    size = parameters(tail) + parameters(head)
+    for side in (0, 1):
+        pruned, _ = prune(tail, head, cut, [(feature, labels, (labels == side).float())], size - 20)
+        left = (pruned[0].weight[:, side].flatten() > 0).sum()
+        assert left == 4
+        assert parameters(pruned) < parameters(tail)
