@@ -41,7 +41,7 @@ def demo(output: Path, seed: int) -> None:
     try:
         from pnc_hub import demo as story
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error}; the demo learns a clone: pip install 'pnc-hub[clone]'") from error
+        raise click.ClickException(str(error)) from error
     story.run(output, seed, say=click.echo, progress=sys.stderr.isatty())
 
 

@@ -7,7 +7,6 @@ expected.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -216,11 +215,6 @@ def put_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
             holder._parameters[attribute] = nn.Parameter(tensors[name], requires_grad=False)
         else:
             holder._buffers[attribute] = tensors[name]
-
-
-def count(tensors: Iterable[Tensor]) -> int:
-    """Number of scalars in ``tensors``."""
-    return sum(tensor.numel() for tensor in tensors)
 
 
 def _as_int(value: Any) -> int | None:

@@ -115,7 +115,10 @@ def parameters(module: nn.Module) -> int:
 
 
 def _gradients(whole: nn.Sequential, local_set: Iterable) -> dict[str, Tensor]:
-    """Mean gradient of the local loss with respect to every parameter."""
+    """Gradient of the local loss with respect to every parameter.
+
+    The loss is cross-entropy with the labels: that of imitating the source has no gradient before anything is pruned.
+    """
     whole.requires_grad_(True).eval().zero_grad()
     for feature, label, weight in local_set:
         loss = F.cross_entropy(whole(feature), label, reduction="none")

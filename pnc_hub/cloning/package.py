@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from timm.models import is_model
 from torch import Tensor, nn
 
 import pnc_hub
@@ -63,7 +64,7 @@ def source_config(
             record what was given.
     """
     architecture = (getattr(source, "pretrained_cfg", None) or {}).get("architecture")
-    if not architecture or not timm_knows(architecture):
+    if not architecture or not is_model(architecture):
         raise SourceError(
             f"the source ({type(source).__name__}) names no architecture registered in timm; register it (timm's"
             " @register_model) so that artifacts can name it"
@@ -78,13 +79,6 @@ def source_config(
         raise SourceError(f"an artifact can not record this of its source: {' '.join(str(error).split())}") from error
     _check_rebuilt(described, networks)
     return described
-
-
-def timm_knows(architecture: str) -> bool:
-    """Whether timm has an architecture of this name."""
-    from timm.models import is_model
-
-    return bool(is_model(architecture))
 
 
 def package(
@@ -166,16 +160,24 @@ def _check_rebuilt(described: SourceConfig, networks: Networks) -> None:
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise SourceError(f"timm can not build {described.architecture!r} with {arguments} ({error})") from error
     own, found = tensors_of(body), tensors_of(rebuilt)
-    same = {name: t.shape for name, t in own.items()} == {name: t.shape for name, t in found.items()}
-    if same:
+    differing = [name for name in sorted({*own, *found}) if _shape(own.get(name)) != _shape(found.get(name))]
+    what, same = "it answers otherwise", not differing
+    if differing:
+        name = differing[0]
+        what = f"{len(differing)} tensors differ, {name!r} is {_shape(own.get(name))} there and {_shape(found.get(name))} here"
+    else:
         put_tensors(rebuilt, own)
         example = torch.randn(1, *networks.source.preprocess.input_size, device=networks.device)
         same = _close(rebuilt.eval()(example), body(example))
     if not same:
         raise SourceError(
-            f"timm's {described.architecture!r} with {described.model_args} is not the source: it was built with other"
-            " arguments. Name them, as in source_args={'pad_type': 'same'}"
+            f"timm's {described.architecture!r} with {described.model_args} is not the source ({what}): it was built"
+            " with other arguments. Name them, as in source_args={'pad_type': 'same'}"
         )
+
+
+def _shape(tensor: Tensor | None) -> list[int] | None:
+    return None if tensor is None else list(tensor.shape)
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -113,6 +113,9 @@ def _stitched(networks: Networks, batches: Batches, candidates: list[stitch.Cand
     for candidate in candidates:
         cut: InsertionPoint = candidate.source
         room = largest - localize.parameters(candidate.adapter) - networks.width - 16
+        if room <= 0:
+            refusal = f"the adapter at {candidate.target.name!r} alone is larger; allow more with keep="
+            continue
         try:
             tail, head = localize.prune(
                 networks.tail(cut.name), networks.head_rows(reject), cut, _local_set(networks, batches, cut.name), room
