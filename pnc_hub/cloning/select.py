@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pnc_hub import fusion
 from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning import localize, stitch
 from pnc_hub.cloning.batches import Batches
@@ -21,6 +23,8 @@ from pnc_hub.module import CloneModule, Gate
 from pnc_hub.points import INPUT, InsertionPoint
 
 MAX_RIDGE_IMAGES, MAX_RANKED_IMAGES = 500, 64
+# Localisation looks at so many pixels of each side, so that its time does not grow with the size of the images.
+LOCAL_PIXELS = 1 << 23
 # Successive halving: so many candidates are refined for this share of the epochs, the best go on; None: all.
 ROUNDS: tuple[tuple[int | None, float], ...] = ((None, 0.1), (3, 0.2), (1, 1.0))
 
@@ -99,7 +103,7 @@ def _worth_a_trial(candidates: list[stitch.Candidate]) -> list[stitch.Candidate]
     """
     chosen: dict[tuple, stitch.Candidate] = {}
     for candidate in candidates:  # best match first
-        stage = (candidate.target.grid, candidate.target.channels)
+        stage = candidate.target.grid
         chosen.setdefault((stage, "best"), candidate)
         if candidate.source.grid == candidate.target.grid:
             chosen.setdefault((stage, "same size"), candidate)
@@ -107,23 +111,29 @@ def _worth_a_trial(candidates: list[stitch.Candidate]) -> list[stitch.Candidate]
 
 
 def _stitched(networks: Networks, batches: Batches, candidates: list[stitch.Candidate], largest: int) -> list[Trial]:
-    """Candidates with their tails pruned to at most ``largest`` parameters, adapter, head and gate included."""
+    """Candidates with their tails pruned to at most ``largest`` parameters, adapter, head and gate included.
+
+    What the cloned classes need of the source does not depend on the target, so candidates with the same cut share it.
+    """
     reject = _reject_row(networks, batches)
-    trials, refusal = [], "no candidate was found"
+    by_cut: dict[InsertionPoint, list[tuple[int, stitch.Candidate]]] = {}
+    refusal = "every adapter alone is larger; allow more with keep="
     for candidate in candidates:
-        cut: InsertionPoint = candidate.source
-        room = largest - localize.parameters(candidate.adapter) - networks.width - 16
-        if room <= 0:
-            refusal = f"the adapter at {candidate.target.name!r} alone is larger; allow more with keep="
-            continue
+        room = largest - localize.parameters(candidate.adapter) - networks.width - len(fusion.SCALARS) - 2
+        if room > 0:
+            by_cut.setdefault(candidate.source, []).append((room, candidate))
+    trials = []
+    for cut, members in by_cut.items():
+        whole = networks.tail(cut.name), networks.head_rows(reject)
         try:
-            tail, head = localize.prune(
-                networks.tail(cut.name), networks.head_rows(reject), cut, _local_set(networks, batches, cut.name), room
+            pruned = localize.prune(
+                *whole, cut, _local_set(networks, batches, cut.name), min(room for room, _ in members)
             )
         except SourceError as error:
             refusal = str(error)
             continue
-        trials.append(Trial(candidate, CloneModule(candidate.adapter, tail, head).to(networks.device)))
+        for _, candidate in members:
+            trials.append(Trial(candidate, CloneModule(candidate.adapter, *copy.deepcopy(pruned)).to(networks.device)))
     if not trials:
         raise SourceError(f"no candidate fits into {largest:,} parameters: {refusal}")
     return trials
@@ -194,14 +204,16 @@ def _reject_row(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor] |
 
 
 def _local_set(networks: Networks, batches: Batches, cut: str) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of (source feature at the cut, class or reject row, proximity): images, neighbours, and the target's images."""
+    """Batches of (source feature at the cut, class or reject row, proximity): images, neighbours, and the others' images."""
+    _, height, width = networks.source.preprocess.input_size
+    most = max(1, min(MAX_RIDGE_IMAGES, LOCAL_PIXELS // (height * width)))
     generator = torch.Generator().manual_seed(batches.seed)
-    for images, labels in batches.loader([batches.cloned.fit], most=MAX_RIDGE_IMAGES):
+    for images, labels in batches.loader([batches.cloned.fit], most=most):
         changed, near = localize.neighbours(images, generator)
         for batch, weight in ((images, torch.ones_like(near)), (changed, near)):
             yield networks.teach(batch, [cut]).features[cut], labels, weight
     if batches.target is not None:
-        for images, labels in batches.loader([batches.target.fit], most=MAX_RIDGE_IMAGES):
+        for images, labels in batches.loader([batches.target.fit], most=most):
             reject = torch.full_like(labels, len(networks.classes))
             yield networks.teach(images, [cut]).features[cut], reject, torch.ones(len(labels), device=networks.device)
 
