@@ -150,7 +150,9 @@ def test_a_model_without_one_classifier_has_no_name_for_it():
 
 def test_untraceable_models_can_only_be_read_at_the_input():
     model = on_meta("twins_pcpvt_small")
-    with pytest.raises(InsertionPointError, match=r"no interior insertion point.*universal adapter attaches at its input"):
+    with pytest.raises(
+        InsertionPointError, match=r"no interior insertion point.*universal adapter attaches at its input"
+    ):
         insertion_points(model)
     assert Skeleton(model).point(INPUT).grid == (224, 224)
     assert Skeleton(model).trunk(INPUT) == []
