@@ -64,7 +64,7 @@ def _source(config: CloneConfig) -> Source:
             " package that registers it",
             file=files.CONFIG,
         )
-    arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in named.model_args.items()}
+    arguments = named.arguments()
     try:
         source = Source.of(named.architecture, tuple(sorted(arguments.items())), config.preprocess.value().input_size)
         source.skeleton.point(config.cut.module)

@@ -33,6 +33,10 @@ class SourceConfig:
     fingerprint: dict[str, str] = validated_field(checks.values(checks.sha256))
     license: str = validated_field(checks.word)
 
+    def arguments(self) -> dict[str, Any]:
+        """``model_args`` as timm's constructors take them: tuples where JSON has lists."""
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in self.model_args.items()}
+
 
 @strict
 @dataclass

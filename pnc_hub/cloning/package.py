@@ -153,7 +153,7 @@ def _probe(clone: Clone, networks: Networks, learned: Learned) -> dict[str, Tens
 @torch.no_grad()
 def _check_rebuilt(described: SourceConfig, networks: Networks) -> None:
     """The architecture built from its name and arguments must answer as the source does."""
-    arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in described.model_args.items()}
+    arguments = described.arguments()
     body = networks.source.model
     try:
         rebuilt = Source(described.architecture, arguments, networks.source.preprocess.input_size).model
