@@ -47,7 +47,7 @@ class Clone:
         Args:
             config: the configuration.
             tensors: tensors by name, by file; files that are not here are read through ``locate`` when needed.
-            locate: file name -> path of a verified or still to be verified local copy.
+            locate: file name -> path of a local copy, not yet verified.
             repo_id: where it came from, for messages.
             revision: commit it was read at.
         """
@@ -100,10 +100,10 @@ class Clone:
         from pnc_hub import hub
 
         name, at = hub.split_revision(str(id_or_folder), revision)
-        folder = Path(id_or_folder)
+        folder = Path(str(id_or_folder))
         locate: Callable[[str], Path]
         if folder.is_dir():
-            locate, commit, name = hub.FolderFiles(folder), None, str(folder)
+            locate, commit, name = hub.FolderFiles(folder.resolve()), None, str(folder)
         elif hub.is_repo_id(name):
             locate = hub.HubFiles(
                 name,
@@ -262,6 +262,11 @@ class Clone:
     def nbytes(self, *names: str) -> int:
         """Bytes of the tensors in the files of these names that are in memory."""
         return sum(tensor.nbytes for name in names for tensor in self._tensors.get(name, {}).values())
+
+    def all_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of all tensors, by file and name, each file verified."""
+        self._load_all()
+        return {file: {name: value.clone() for name, value in of.items()} for file, of in self._tensors.items()}
 
     def _load_all(self) -> None:
         """Have every file's tensors in memory, each verified, so that the artifact can be written again."""

@@ -6,16 +6,22 @@ weights; only then are tensors read, and exactly those that the modules then nee
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
-from torch import Tensor, fx, nn
+import torch
+from torch import Tensor, nn
 
 from pnc_hub import files
 from pnc_hub.config import AdapterConfig, CloneConfig
 from pnc_hub.errors import InsertionPointError, MalformedArtifactError
-from pnc_hub.module import Adapter, CloneModule, Gate, Source, empty, put_tensors, shrink, tensors_of
-from pnc_hub.points import INPUT
+from pnc_hub.module import Adapter, CloneModule, Gate, empty, put_tensors, shrink, tensors_of
+from pnc_hub.points import INPUT, InsertionPoint
 from pnc_hub.preprocess import Preprocess, Reprocess
+from pnc_hub.shapes import ShapesOnly
+from pnc_hub.source import Source
 
 Read = Callable[[str, dict[str, files.TensorSpec]], dict[str, Tensor]]
 
@@ -32,26 +38,26 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
     Raises:
         MalformedArtifactError: the configuration describes nothing that can be built.
     """
-
-    def fill(module: nn.Module, file: str) -> None:
-        put_tensors(module, read(file, files.specs(tensors_of(module).items())))
-
     source = _source(config)
-    prefix, branch = _branch(config, source)
+    branch = _branch(config, source)
+    _fill(branch, files.WEIGHTS, read)
     own = nn.ModuleDict({"gate": Gate(branch["head"].in_features, device="meta")})
-    at_input = adapter.insertion.module == INPUT
-    first: nn.Module = prefix
-    if not at_input:
-        cut = source.skeleton.point(config.cut.module)
-        first = own["adapter"] = Adapter(adapter.insertion.point(), cut, device="meta")
-    _dry_run(CloneModule(first, branch["tail"], branch["head"]), adapter)
-    fill(branch, files.WEIGHTS)
-    fill(own, adapter.file)
-    if at_input:
-        fill(nn.ModuleDict({"prefix": prefix}), files.PREFIX)
-        first = nn.Sequential(Reprocess(given, config.preprocess.value()), prefix)
+    if adapter.insertion.module == INPUT:
+        prefix = source.prefix(config.cut.module)
+        _try(prefix, adapter.insertion.point(), f"adapter {adapter.name!r}", source, config.cut.module)
+        _fill(nn.ModuleDict({"prefix": prefix}), files.PREFIX, read)
+        first: nn.Module = nn.Sequential(Reprocess(given, config.preprocess.value()), prefix)
+    else:
+        first = own["adapter"] = Adapter(adapter.insertion.point(), source.point(config.cut.module), device="meta")
+        _try(first, adapter.insertion.point(), f"adapter {adapter.name!r}", source, config.cut.module)
+    _fill(own, adapter.file, read)
     module = CloneModule(first, branch["tail"], branch["head"])
     return module.requires_grad_(False).eval(), own["gate"].requires_grad_(False).eval()
+
+
+def _fill(module: nn.ModuleDict, file: str, read: Read) -> None:
+    """Put the tensors of ``file`` into ``module``, which says what they must be."""
+    put_tensors(module, read(file, files.specs(tensors_of(module).items())))
 
 
 def _source(config: CloneConfig) -> Source:
@@ -67,7 +73,7 @@ def _source(config: CloneConfig) -> Source:
     arguments = named.arguments()
     try:
         source = Source.of(named.architecture, tuple(sorted(arguments.items())), config.preprocess.value().input_size)
-        source.skeleton.point(config.cut.module)
+        source.point(config.cut.module)
     except Exception as error:  # arguments that do not go together fail in as many ways as timm has constructors
         raise MalformedArtifactError(
             f"its source {named.architecture!r} with {named.model_args!s:.200} can not be rebuilt and cut"
@@ -77,26 +83,37 @@ def _source(config: CloneConfig) -> Source:
     return source
 
 
-def _branch(config: CloneConfig, source: Source) -> tuple[fx.GraphModule, nn.ModuleDict]:
-    """(prefix, {tail, head}) on the meta device, with the shapes that the configuration records."""
+def _branch(config: CloneConfig, source: Source) -> nn.ModuleDict:
+    """{tail, head} on the meta device, with the shapes that the configuration records, found to run."""
     if max(entry.source_index for entry in config.classes) >= source.num_classes:
         raise MalformedArtifactError(
             f"a source_index is beyond the source's {source.num_classes} classes", file=files.CONFIG
         )
-    prefix, tail = source.parts(config.cut.module)
-    head = nn.Linear(source.features, len(config.classes) + 1, device="meta")  # one row for the reject logit
-    branch = nn.ModuleDict({"tail": tail, "head": head})
+    rows = len(config.classes) + 1  # one for the reject logit
+    head = nn.Linear(source.features, rows, device="meta", dtype=torch.float32)
+    branch = nn.ModuleDict({"tail": source.tail(config.cut.module), "head": head})
     try:
         shrink(branch, config.tail.shapes, config.tail.attributes)
     except InsertionPointError as error:
         raise MalformedArtifactError(f"{error!s:.500}", file=files.CONFIG) from None
-    return prefix, branch
+    tail = nn.Sequential(branch["tail"], branch["head"])
+    cut = config.cut.module
+    _try(tail, source.point(cut), "its tail", source, cut, rows, asdict(config.tail))
+    return branch
 
 
-def _dry_run(module: nn.Module, adapter: AdapterConfig) -> None:
-    """One pass without weights or memory: shapes that do not fit together show before anything is read."""
+def _try(module: nn.Module, point: InsertionPoint, what: str, source: Source, *described: Any) -> None:
+    """One pass without weights or memory: shapes that do not fit together show before anything is read.
+
+    ``described`` tells all that ``module`` was made of; ``source`` remembers what has passed, which can not fail again.
+    """
+    digest = hashlib.sha256(repr((point, described)).encode()).digest()
+    if digest in source.passed:
+        return
     try:
-        module.eval()(empty(adapter.insertion.point(), device="meta"))
+        with ShapesOnly(), torch.no_grad():
+            module.eval()(empty(point, device="meta"))
     except Exception as error:  # as above: a layer may fail in any way on shapes that it was not made for
-        reason = f"its tail does not run on what adapter {adapter.name!r} gives it ({error!s:.500})"
+        reason = f"{what} does not run on the feature that it is given ({error!s:.500})"
         raise MalformedArtifactError(reason, file=files.CONFIG) from error
+    source.passed.add(digest)

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from pnc_hub import patch, plan, probe
+from pnc_hub import detour, patch, plan, probe
 from pnc_hub.artifact import Clone
+from pnc_hub.branch import Branch
 from pnc_hub.config import AdapterConfig
-from pnc_hub.errors import (
-    ProbeError,
-    TargetError,
-)
+from pnc_hub.errors import TargetError
 from pnc_hub.points import INPUT
 from pnc_hub.preprocess import Preprocess
 
@@ -30,22 +29,18 @@ class Attachment:
 
     Attributes:
         labels: names of the cloned classes, in the order of their logits.
-        clone: the clone; None once it has been detached.
         fired: whether a forward pass has used the clone since it was attached.
         insertion: the target module that it reads (``"input"`` for the image itself).
     """
 
-    def __init__(
-        self, clone: Clone, adapter: AdapterConfig, given: Preprocess, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, clone: Clone, adapter: AdapterConfig, branch: Branch) -> None:
         """Made by ``attach``."""
-        self.clone: Clone | None = clone
         self.labels, self.insertion = clone.labels, adapter.insertion.module
         self.fired = False
-        self._enabled = True
+        self._disabled = 0  # how many blocks of ``disabled`` it is in
         self._patch: patch.Patch | None = None
         self._model: Callable[[], nn.Module | None] = _nowhere
-        self._branch: patch.Branch | None = patch.Branch(clone, adapter, given, device, dtype)
+        self._branch: Branch | None = branch
 
     def __repr__(self) -> str:
         if self.clone is None:
@@ -65,6 +60,16 @@ class Attachment:
 
     def __exit__(self, *_: object) -> None:
         self.detach()
+
+    @property
+    def clone(self) -> Clone | None:
+        """The clone; None once it has been detached."""
+        return self._branch.clone if self._branch is not None else None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it is in no block of ``disabled``."""
+        return not self._disabled
 
     @property
     def logit_slice(self) -> slice:
@@ -88,21 +93,24 @@ class Attachment:
             if joined is not None:
                 joined.members = tuple(member for member in joined.members if member is not self)
                 if model is not None:
+                    for step in detour.installed(model).values():
+                        step.forget(self)
+                    joined.forget(self)
                     patch.uninstall(model, joined, {member.insertion for member in joined.members})
                     joined.show_width(model)
-            self.clone = self._patch = self._branch = None
+            self._patch = self._branch = None
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within the block the model answers as if this clone were not attached."""
         with _LOCK:
-            before, self._enabled = self._enabled, False
+            self._disabled += 1
             self._show_width()
         try:
             yield
         finally:
             with _LOCK:
-                self._enabled = before
+                self._disabled -= 1
                 self._show_width()
 
     def verify(self, callable: Callable[[Tensor], Tensor] | None = None) -> float:
@@ -125,27 +133,32 @@ class Attachment:
             raise TargetError(f"the model of {self!r} is gone; attach the clone again to verify it")
         if any(module.training for module in model.modules()):
             raise TargetError("the model is in training mode; call model.eval() before verifying a clone")
-        difference = probe.run(branch.clone, branch.adapter)
-        reference = next(model.parameters(), torch.zeros(()))
-        error = probe.feature_error(model, branch.clone, branch.adapter, branch.given.input_size)
-        if not error <= probe.FEATURE_TOLERANCE[reference.element_size()]:
-            raise ProbeError(
-                f"{type(model).__name__} answers the probe at {self.insertion!r} with another feature than the target that the"
-                f" clone was made for (relative error {error:.2g}): its weights or its structure are others. Load those"
-                " weights, or have an adapter made for this model."
-            )
-        image = torch.zeros(1, *branch.given.input_size, device=reference.device, dtype=reference.dtype)
-        try:
-            expected, found = model(image), (model if callable is None else callable)(image)
-        except TargetError as error:
-            raise ProbeError(str(error)) from error
-        complete = expected.shape[1] >= columns.stop and found.shape == expected.shape
-        if not complete or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
-            raise ProbeError(
-                f"the callable returns {list(found.shape)} and does not carry the clone's logits: it was compiled or"
-                " captured before the clone was attached. Attach first, or call torch.compiler.reset()."
-            )
-        return difference
+        return probe.verify(model, branch, columns.stop, model if callable is None else callable)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The clone's own parameters, for an optimizer. The model's are not among them, nor these among the model's.
+
+        Raises:
+            TargetError: the clone is frozen, or detached.
+        """
+        return self._trainable("parameters to train").parameters()
+
+    def learned(self) -> Clone:
+        """A clone with the weights as training has left them, to be saved or attached elsewhere.
+
+        What was measured of the clone before is not carried over.
+
+        Raises:
+            TargetError: the clone is frozen, or detached.
+        """
+        return self._trainable("trained weights").learned()
+
+    def _trainable(self, what: str) -> Branch:
+        branch = self._branch
+        if branch is None or not branch.trainable:
+            state = "detached" if branch is None else "frozen"
+            raise TargetError(f"{self!r} has no {what}: it is {state}; attach it with trainable=True")
+        return branch
 
     def _show_width(self) -> None:
         model = self._model()
@@ -168,12 +181,13 @@ def attach(
     force_download: bool = False,
     on_mismatch: str = "error",
     on_collision: str = "error",
+    trainable: bool = False,
 ) -> Attachment:
     """Join a clone to ``model``: its output gets one more logit per cloned class.
 
     With T classes of its own, ``model(images)`` [B, C, H, W] then returns [B, T + K]; the first T columns are the model's
     own logits bit for bit, and the K new ones follow the gated fusion of ``pnc_hub.fusion``. Several clones can be joined
-    at once. Nothing of the model changes but its hook tables and ``num_classes``; ``detach`` restores both.
+    at once. ``detach`` leaves the model as it was.
 
     Args:
         model: a timm classifier. It may be in use by other threads.
@@ -185,6 +199,8 @@ def attach(
         force_download: fetch again what is in the cache.
         on_mismatch: ``"error"``, or ``"warn"`` to use an adapter that was made for other weights of this architecture.
         on_collision: ``"error"``, or ``"allow"`` to add a class whose name the model already has.
+        trainable: let the clone's own parameters take gradients (``Attachment.parameters``); it stays in eval mode and in
+            float32, and the artifact is not changed.
 
     Returns:
         The attachment, usable as a context manager.
@@ -207,7 +223,12 @@ def attach(
     for name, value, allowed in (("on_mismatch", on_mismatch, "warn"), ("on_collision", on_collision, "allow")):
         if value not in ("error", allowed):
             raise ValueError(f"{name} is 'error' or {allowed!r}, received {value!r}")
-    plan.check_target(model)
+    inside = plan.unwrapped(model)
+    plan.check_target(inside)
+    if trainable and isinstance(model, DistributedDataParallel):
+        raise TargetError(
+            "DistributedDataParallel does not average the gradients of a clone; train it on the plain model, then wrap that"
+        )
     if not isinstance(clone, Clone):
         clone = Clone.from_pretrained(
             clone,
@@ -217,19 +238,21 @@ def attach(
             local_files_only=local_files_only,
             force_download=force_download,
         )
-    adapter = plan.choose_adapter(model, clone, on_mismatch)
+    adapter = plan.choose_adapter(inside, clone, on_mismatch)
     if on_collision == "error":
-        plan.check_labels(model, clone, attachments(model))
-    near = dict(model.named_modules())["" if adapter.insertion.module == INPUT else adapter.insertion.module]
-    reference = next(near.parameters(), next(model.parameters(), torch.zeros(())))
-    attachment = Attachment(clone, adapter, Preprocess.of(model), reference.device, reference.dtype)
-    _apply(model, attachment)
+        plan.check_labels(inside, clone, attachments(inside))
+    near = inside.get_submodule("" if adapter.insertion.module == INPUT else adapter.insertion.module)
+    reference = next(near.parameters(), next(inside.parameters(), torch.zeros(())))
+    given = Preprocess.of(inside)
+    branch = Branch(clone, adapter, given, reference.device, reference.dtype, trainable)
+    attachment = Attachment(clone, adapter, branch)
+    _apply(inside, attachment)
     return attachment
 
 
 def attachments(model: nn.Module) -> tuple[Attachment, ...]:
     """The clones that are joined to ``model``, in the order in which they were attached."""
-    joined = patch.patch_of(model)
+    joined = patch.patch_of(plan.unwrapped(model))
     return joined.members if joined else ()
 
 
@@ -242,7 +265,7 @@ def detach(model: nn.Module) -> None:
 def _apply(model: nn.Module, attachment: Attachment) -> None:
     """The one step with an effect on the model: it happens whole or not at all."""
     with _LOCK:
-        joined = patch.patch_of(model) or patch.Patch(int(model.num_classes), attachment._branch.given.input_size[0])
+        joined = patch.patch_of(model) or patch.Patch(model, attachment._branch.given.input_size[0])
         attachment._patch, attachment._model = joined, weakref.ref(model)
         try:
             patch.install(model, joined, {attachment.insertion})

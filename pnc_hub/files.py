@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -17,7 +16,6 @@ from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from pnc_hub.errors import CloneNotFoundError, IntegrityError, MalformedArtifactError
@@ -74,7 +72,8 @@ def read_json(path: Path, file: str) -> Any:
 def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str, file: str) -> dict[str, Tensor]:
     """Load a safetensors file that holds exactly the ``expected`` tensors, all finite.
 
-    The file is read once: the bytes that were checked are those that are used, whatever happens to the file later.
+    The file is read once, into the tensors themselves: the bytes that were checked are those that are used, whatever
+    happens to the file later, and there is never a second copy of them in memory.
 
     Args:
         path: the file.
@@ -88,28 +87,25 @@ def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str, file:
         MalformedArtifactError: anything else is not as expected.
     """
     with _opened(path, MAX_FILE_BYTES, file) as (stream, size):
-        data = stream.read(size)
-    if hashlib.sha256(data).hexdigest() != digest:
+        hashed = _Hashed(stream, size)
+        try:
+            tensors, problem = _fill(hashed, size, expected, file), None
+        except MalformedArtifactError as error:
+            tensors, problem = {}, error
+        found = hashed.digest_of_all()
+    if found != digest:  # a damaged file is that in the first place, whatever the damage made of it
         raise IntegrityError(
             f"its sha256 is not the one that {CONFIG} records; download it again (force_download=True)", file=file
         )
-    found = _parse_header(io.BytesIO(data), len(data), file)
-    if found != expected:
-        raise MalformedArtifactError(_difference(found, expected), file=file)
-    try:
-        tensors = safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise MalformedArtifactError(f"safetensors does not read it ({error})", file=file) from None
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise MalformedArtifactError(f"tensor {name!r} holds NaN or infinity", file=file)
+    if problem is not None:
+        raise problem
     return tensors
 
 
 def read_header(path: Path, file: str) -> dict[str, TensorSpec]:
     """Names, shapes and dtypes of a safetensors file, from its header alone; offsets must cover the file exactly."""
     with _opened(path, MAX_FILE_BYTES, file) as (stream, size):
-        return _parse_header(stream, size, file)
+        return {name: spec for name, (spec, _) in _parse_header(stream, size, file).items()}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -151,27 +147,70 @@ def _opened(path: Path, limit: int, file: str) -> Iterator[tuple[BinaryIO, int]]
         raise MalformedArtifactError(f"it can not be read ({error.strerror})", file=file) from error
 
 
-def _parse_header(stream: BinaryIO, size: int, file: str) -> dict[str, TensorSpec]:
+class _Hashed:
+    """The first ``size`` bytes of a file, hashed as they are read."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self.stream, self.left, self.sha256 = stream, size, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(min(size, self.left))
+        self.left -= len(data)
+        self.sha256.update(data)
+        return data
+
+    def fill(self, tensor: Tensor) -> bool:
+        """Read the bytes of ``tensor``; whether there were enough."""
+        data = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        count = self.stream.readinto(data)
+        self.left -= count
+        self.sha256.update(data[:count])
+        return count == len(data)
+
+    def digest_of_all(self) -> str:
+        """sha256 of all bytes, in hex; what has not been read is read now."""
+        while self.read(1 << 20):
+            pass
+        return self.sha256.hexdigest()
+
+
+def _fill(stream: _Hashed, size: int, expected: dict[str, TensorSpec], file: str) -> dict[str, Tensor]:
+    """The tensors of a file at whose beginning ``stream`` is; each has memory of its own, aligned as torch aligns it."""
+    found = _parse_header(stream, size, file)
+    specs = {name: spec for name, (spec, _) in found.items()}
+    if specs != expected:
+        raise MalformedArtifactError(_difference(specs, expected), file=file)
+    tensors = {}
+    for name in sorted(found, key=lambda name: found[name][1]):
+        tensor = tensors[name] = torch.empty(specs[name].shape, dtype=specs[name].dtype, device="cpu")
+        if not stream.fill(tensor):
+            raise MalformedArtifactError("it became shorter while it was read", file=file)
+        # NaN is the least and the greatest of anything it is among, so one pass without temporaries tells
+        if tensor.numel() and tensor.is_floating_point() and not all(map(math.isfinite, map(float, tensor.aminmax()))):
+            raise MalformedArtifactError(f"tensor {name!r} holds NaN or infinity", file=file)
+    return tensors
+
+
+def _parse_header(stream: BinaryIO | _Hashed, size: int, file: str) -> dict[str, tuple[TensorSpec, tuple[int, int]]]:
+    """Name -> what a tensor is, and where after the header it begins and ends."""
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
         raise MalformedArtifactError("not a safetensors file (its header length is impossible)", file=file)
     header = _parse_json(stream.read(length), file)
     if not isinstance(header, dict):
         raise MalformedArtifactError("its safetensors header is not an object", file=file)
-    header.pop("__metadata__", None)
-    specs, spans = {}, []
-    for name, entry in header.items():
-        spec, span = _parse_entry(name, entry, file)
-        specs[name] = spec
-        spans.append(span)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise MalformedArtifactError("its safetensors metadata are not texts by name", file=file)
+    entries = {name: _parse_entry(name, entry, file) for name, entry in header.items()}
     end = 0
-    for start, stop in sorted(spans):
+    for start, stop in sorted(span for _, span in entries.values()):
         if start != end:
             raise MalformedArtifactError("its tensors overlap or leave a hole", file=file)
         end = stop
     if 8 + length + end != size:
         raise MalformedArtifactError("its tensors do not cover the file", file=file)
-    return specs
+    return entries
 
 
 def _parse_entry(name: str, entry: Any, file: str) -> tuple[TensorSpec, tuple[int, int]]:

@@ -8,18 +8,47 @@ that are used up to the insertion point, so a fine-tuned head still matches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from pnc_hub.errors import TargetError
 from pnc_hub.module import tensors_of
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Changed by a forward pass in training mode and by nothing else, and never read in eval mode.
 _COUNTERS = ("num_batches_tracked",)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A parameter or buffer by name; ``held`` is where accelerate keeps it while the model's own is on the meta device."""
+
+    name: str
+    tensor: Tensor
+    held: tuple[Mapping[str, Tensor], str] | None = None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether its numbers are there, and what they are does not depend on a subclass (quantised, sharded)."""
+        plain = type(self.tensor) in (Tensor, nn.Parameter) and self.tensor.layout is torch.strided
+        return plain and not self.tensor.is_quantized and (self.held is not None or not self.tensor.is_meta)
+
+    def digest(self, dtype: torch.dtype | None) -> bytes:
+        """sha256 of name, dtype, shape and numbers; in another floating ``dtype`` if one is given."""
+        tensor = self.tensor.detach()
+        if self.held is not None:
+            tensor = self.held[0][self.held[1]].to(tensor.dtype)
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        tensor = tensor.cpu().contiguous()
+        found = hashlib.sha256(f"{self.name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy())
+        return found.digest()
 
 
 def fingerprint(model: nn.Module, trunk: Iterable[str] | None = None) -> dict[str, str]:
@@ -31,56 +60,72 @@ def fingerprint(model: nn.Module, trunk: Iterable[str] | None = None) -> dict[st
 
     Returns:
         dtype name -> hex sha256.
+
+    Raises:
+        TargetError: a weight is quantised, sharded, or on the meta device.
     """
-    tensors = _tensors(model, trunk)
-    return {name: _digest(tensors, dtype) for name, dtype in DTYPES.items()}
+    weights = _weights(model, trunk)
+    for weight in weights:
+        if not weight.is_readable:
+            raise TargetError(
+                f"weight {weight.name!r} is a {type(weight.tensor).__name__} on {weight.tensor.device}, and only plain tensors"
+                " have a fingerprint; load the plain weights"
+            )
+    return {name: _digest(weights, dtype) for name, dtype in DTYPES.items()}
 
 
 def matches(model: nn.Module, trunk: Iterable[str], expected: dict[str, str]) -> bool:
     """Whether the trunk of ``model`` holds the weights that ``expected`` was taken of.
 
-    Only the digest of the model's own dtype is computed; a model with mixed or other floating dtypes does not match.
+    Only the digest of the model's own dtype is computed; a model with mixed or other floating dtypes does not match, nor one
+    whose weights can not be read as they are (quantised, sharded). Weights that accelerate has offloaded are read where
+    it keeps them.
     """
-    tensors = _tensors(model, trunk)
-    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    weights = _weights(model, trunk)
+    dtypes = {weight.tensor.dtype for weight in weights if weight.tensor.is_floating_point()}
     name = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), None)
-    if name is None or any(tensor.is_meta for tensor in tensors.values()):
+    if name is None or not all(weight.is_readable for weight in weights):
         return False
-    return _digest(tensors, DTYPES[name]) == expected.get(name)
+    return _digest(weights, None) == expected.get(name)
 
 
 def state_digest(model: nn.Module) -> str:
     """sha256 over every parameter and buffer of ``model`` as it is: before attach and after detach it is the same."""
-    return _digest(dict(sorted((name, tensor.detach()) for name, tensor in tensors_of(model).items())), None)
+    return _digest([_Weight(name, tensor) for name, tensor in sorted(tensors_of(model).items())], None)
 
 
-def _tensors(model: nn.Module, trunk: Iterable[str] | None) -> dict[str, Tensor]:
-    state = model.state_dict(keep_vars=True)
-    if trunk is not None:
-        wanted = set(trunk)
-        state = {name: value for name, value in state.items() if _within(name, wanted)}
-    return {
-        name: value.detach()
-        for name, value in sorted(state.items())
-        if isinstance(value, Tensor) and name.rpartition(".")[2] not in _COUNTERS
+def _weights(model: nn.Module, trunk: Iterable[str] | None) -> list[_Weight]:
+    """What ``state_dict`` lists of the trunk, in the order of names, but for counters."""
+    found = _below(model, "", None if trunk is None else set(trunk), ())
+    return sorted(found, key=lambda weight: weight.name)
+
+
+def _below(module: nn.Module, path: str, wanted: set[str] | None, maps: tuple) -> Iterator[_Weight]:
+    """Weights of ``module`` and its submodules; all if ``wanted`` is None, else those that it names or whose module it does.
+
+    ``maps`` holds (weights by name, path that the names begin at), from where accelerate has offloaded weights of
+    modules further up.
+    """
+    if path.removesuffix(".") in (wanted or ()):
+        wanted = None
+    hook = getattr(module, "_hf_hook", None)
+    for single in getattr(hook, "hooks", (hook,)):
+        if getattr(single, "weights_map", None) is not None:
+            maps = (*maps, (single.weights_map, path))
+    persistent = {
+        name: buffer for name, buffer in module._buffers.items() if name not in module._non_persistent_buffers_set
     }
+    for attribute, tensor in (*module._parameters.items(), *persistent.items()):
+        name = path + attribute
+        if tensor is not None and attribute not in _COUNTERS and (wanted is None or name in wanted):
+            held = ((kept, name.removeprefix(start)) for kept, start in maps if tensor.is_meta)
+            yield _Weight(name, tensor, next((entry for entry in held if entry[1] in entry[0]), None))
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _below(child, f"{path}{name}.", wanted, maps)
 
 
-def _within(name: str, wanted: set[str]) -> bool:
-    parts = name.split(".")
-    return any(".".join(parts[:length]) in wanted for length in range(1, len(parts) + 1))
-
-
-def _digest(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> str:
-    def of(item: tuple[str, Tensor]) -> bytes:
-        name, tensor = item
-        if dtype is not None and tensor.is_floating_point():
-            tensor = tensor.to(dtype)
-        tensor = tensor.cpu().contiguous()
-        digest = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
-        return digest.digest()
-
+def _digest(weights: list[_Weight], dtype: torch.dtype | None) -> str:
     # hashlib releases the GIL, so two threads hash at nearly twice the speed of one
     with ThreadPoolExecutor(2) as pool:
-        return hashlib.sha256(b"".join(pool.map(of, tensors.items()))).hexdigest()
+        return hashlib.sha256(b"".join(pool.map(lambda weight: weight.digest(dtype), weights))).hexdigest()

@@ -15,6 +15,7 @@ from pnc_hub.errors import ArtifactError, CloneNotFoundError, HubError, Integrit
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*/[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
@@ -70,9 +71,9 @@ class HubFiles:
             HubError: the Hub refused or failed.
         """
         self.repo_id, self.options = repo_id, options
-        config = self._download(files.CONFIG, revision)
-        self.commit = config.parent.name
-        self.root = config.parents[2].resolve()
+        self.config = self._download(files.CONFIG, revision)
+        self.commit = self.config.parent.name
+        self.root = self.config.parents[2].resolve()
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickled model must not carry the token of whoever attached the clone; a copy uses the stored one."""
@@ -80,16 +81,29 @@ class HubFiles:
 
     def __call__(self, file: str) -> Path:
         """Download ``file`` unless it is in the cache; its path."""
-        path = self._download(file, self.commit)
+        path = self.config if file == files.CONFIG else self._download(file, self.commit)
         if not path.resolve().is_relative_to(self.root):
             raise IntegrityError("its file in the cache leads outside the cache", repo_id=self.repo_id, file=file)
         return path
+
+    def _cached(self, file: str, revision: str | None) -> str | None:
+        """Its path in the cache, if it may be taken from there."""
+        from huggingface_hub import try_to_load_from_cache
+
+        settled = self.options.get("local_files_only") or _COMMIT.fullmatch(revision or "")
+        if not settled or self.options.get("force_download"):
+            return None
+        path = try_to_load_from_cache(self.repo_id, file, self.options.get("cache_dir"), revision)
+        return path if isinstance(path, str) else None
 
     def _download(self, file: str, revision: str | None) -> Path:
         from huggingface_hub import hf_hub_download
 
         with _explained(self.repo_id, revision, file):
-            path = hf_hub_download(self.repo_id, file, revision=revision, library_name="pnc-hub", **self.options)
+            # hf_hub_download would find the same, but prepare a request first, and for its headers ask the Hub
+            path = self._cached(file, revision) or hf_hub_download(
+                self.repo_id, file, revision=revision, library_name="pnc-hub", **self.options
+            )
         return Path(path)
 
 

@@ -1,22 +1,20 @@
 """The clone as a module: adapter -> tail -> head, and the gate beside it.
 
-Nothing here comes from an artifact but numbers: the tail is rebuilt from an architecture registered in timm, on the meta
-device, and the artifact's tensors are put in place once their names, shapes and dtypes have been found to be exactly those
-expected.
+Nothing here comes from an artifact but numbers: the tail is rebuilt from an architecture registered in timm
+(``pnc_hub.source``), and the artifact's tensors are put in place once their names, shapes and dtypes have been found to be
+exactly those expected. All of it is in float32, whatever the process's default dtype is.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
-import timm
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from pnc_hub import fusion
-from pnc_hub.errors import InsertionPointError, SourceError
-from pnc_hub.points import InsertionPoint, Skeleton, classifier_name, meta_copy
+from pnc_hub.errors import InsertionPointError
+from pnc_hub.points import InsertionPoint
 from pnc_hub.preprocess import resize
 
 # The integer attributes that a layer keeps of its width, and that structured pruning therefore changes.
@@ -37,9 +35,10 @@ class Adapter(nn.Module):
         """Maps features at ``target`` to features at ``source``; weights are uninitialised."""
         super().__init__()
         self.target, self.source = target, source
-        self.map = nn.Linear(target.channels, source.channels, device=device)
+        kind = {"device": device, "dtype": torch.float32}
+        self.map = nn.Linear(target.channels, source.channels, **kind)
         tokens = source.prefix_tokens
-        self.prefix = nn.Linear(target.channels, tokens * source.channels, device=device) if tokens else None
+        self.prefix = nn.Linear(target.channels, tokens * source.channels, **kind) if tokens else None
 
     def forward(self, feature: Tensor) -> Tensor:
         """Target layout -> source layout, batch first."""
@@ -79,10 +78,11 @@ class Gate(nn.Module):
     def __init__(self, features: int, device: Any = None) -> None:
         """``features`` is the width of the module's penultimate feature; everything starts at zero."""
         super().__init__()
-        self.scalars = nn.Parameter(torch.zeros(len(fusion.SCALARS), device=device))
-        self.features = nn.Parameter(torch.zeros(features, device=device))
-        self.bias = nn.Parameter(torch.zeros((), device=device))
-        self.offset = nn.Parameter(torch.zeros((), device=device))
+        kind = {"device": device, "dtype": torch.float32}
+        self.scalars = nn.Parameter(torch.zeros(len(fusion.SCALARS), **kind))
+        self.features = nn.Parameter(torch.zeros(features, **kind))
+        self.bias = nn.Parameter(torch.zeros((), **kind))
+        self.offset = nn.Parameter(torch.zeros((), **kind))
 
     def forward(self, target_logits: Tensor, clone_logits: Tensor, reject: Tensor, features: Tensor) -> Tensor:
         """The gate logit s [B]: log odds that the image shows a cloned class."""
@@ -90,53 +90,6 @@ class Gate(nn.Module):
         evidence = scalars @ self.scalars.to(scalars.dtype)
         evidence = evidence + features.to(scalars.dtype) @ self.features.to(scalars.dtype)
         return evidence + self.bias.to(scalars.dtype) - self.offset.to(scalars.dtype)
-
-
-class Source:
-    """A source architecture, rebuilt on the meta device with its classifier taken out."""
-
-    def __init__(self, architecture: str, model_args: dict[str, Any], size: tuple[int, int, int]) -> None:
-        """Build ``architecture`` with ``model_args`` for images of ``size``; all have been checked by the caller."""
-        with torch.device("meta"):
-            model = timm.create_model(architecture, pretrained=False, **model_args)
-        self._key = (architecture, tuple(sorted(model_args.items())), size)
-        self.skeleton = Skeleton(model, size)
-        self.num_classes = int(model.num_classes)
-        self.model, self.features = without_classifier(self.skeleton.model)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles hold the name alone."""
-        return Source.of, self._key
-
-    def parts(self, cut: str) -> tuple[fx.GraphModule, fx.GraphModule]:
-        """(prefix, tail) on the meta device for one cut; both may be changed, nothing is shared with other calls."""
-        model = meta_copy(self.skeleton.model)
-        return self.skeleton.prefix(model, cut), self.skeleton.tail(model, cut)
-
-    @classmethod
-    @lru_cache(maxsize=32)
-    def of(cls, architecture: str, model_args: tuple[tuple[str, Any], ...], size: tuple[int, int, int]) -> Source:
-        """The same, remembered: an artifact is often attached more than once in a process."""
-        return cls(architecture, dict(model_args), size)
-
-
-def without_classifier(model: nn.Module) -> tuple[nn.Module, int]:
-    """Replace the classifier of ``model`` in place by the identity; returns (model, features that it took in).
-
-    Raises:
-        SourceError: the model does not end in one linear classifier.
-    """
-    name = classifier_name(model)
-    classifier = model.get_submodule(name) if name else None
-    if not isinstance(classifier, (nn.Linear, nn.Conv2d)) or getattr(classifier, "kernel_size", (1, 1)) != (1, 1):
-        raise SourceError(
-            f"{type(model).__name__} can not be a source: its classifier is"
-            f" {type(classifier).__name__ if classifier is not None else 'missing or not one layer'}, and cloning needs"
-            " the rows of one linear (or 1x1 convolutional) layer. Use a model with a single classifier."
-        )
-    width = classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
-    model.set_submodule(name, nn.Identity())
-    return model, width
 
 
 def to_maps(feature: Tensor, point: InsertionPoint) -> Tensor:
@@ -198,7 +151,7 @@ def empty(point: InsertionPoint, batch: int = 1, device: Any = None) -> Tensor:
         "NLC": (batch, point.prefix_tokens + height * width, point.channels),
         "NC": (batch, point.channels),
     }[point.layout]
-    return torch.zeros(shape, device=device)
+    return torch.zeros(shape, device=device, dtype=torch.float32)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -207,14 +160,21 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def put_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Replace every parameter and buffer of ``module`` by the tensor of that name; parameters come out frozen."""
-    for name in tensors_of(module):
-        owner, _, attribute = name.rpartition(".")
-        holder = module.get_submodule(owner)
-        if attribute in holder._parameters:
-            holder._parameters[attribute] = nn.Parameter(tensors[name], requires_grad=False)
-        else:
-            holder._buffers[attribute] = tensors[name]
+    """Replace every parameter and buffer of ``module`` by the tensor of that name; parameters come out frozen.
+
+    One that two layers share has the first of its names alone, as in ``tensors_of``; they share the new one too.
+    """
+    names = {id(tensor): name for name, tensor in tensors_of(module).items()}
+    parameters: dict[str, nn.Parameter] = {}
+    for layer in module.modules():
+        for attribute, old in layer._parameters.items():
+            if old is not None:
+                name = names[id(old)]
+                new = parameters.setdefault(name, nn.Parameter(tensors[name], requires_grad=False))
+                layer._parameters[attribute] = new
+        for attribute, old in layer._buffers.items():
+            if old is not None:
+                layer._buffers[attribute] = tensors[names[id(old)]]
 
 
 def _as_int(value: Any) -> int | None:

@@ -3,28 +3,28 @@
 One ``Patch`` serves all clones of a model. At the start of a forward pass it takes a snapshot of the clones that take part
 and of what they compute with, so that attaching or detaching meanwhile, from another thread, never mixes two states in one
 answer. Features are copied when they appear, because a later layer may overwrite them in place, and turned into logits when
-the pass ends, because gradient checkpointing repeats what happens in between. Nothing but hook tables and ``num_classes`` of
-the model changes, so ``state_dict`` and the parameters are the model's alone.
+the pass ends, because gradient checkpointing repeats what happens in between. Nothing but hook tables, ``num_classes`` and the
+two detours of ``pnc_hub.detour`` changes in the model, so ``state_dict`` and the parameters are the model's alone.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pnc_hub import fusion
-from pnc_hub.errors import ImageError, TargetError
+from pnc_hub import calls, detour
+from pnc_hub.errors import ImageError, NoClassifierError, TargetError
 from pnc_hub.points import INPUT
 
 if TYPE_CHECKING:
-    from pnc_hub.artifact import Clone
     from pnc_hub.attachment import Attachment
-    from pnc_hub.config import AdapterConfig
-    from pnc_hub.preprocess import Preprocess
+    from pnc_hub.branch import Branch
+
+Members = tuple[tuple["Attachment", "Branch"], ...]
 
 _TABLES = (
     "_forward_pre_hooks",
@@ -36,9 +36,9 @@ _TABLES = (
 
 
 class _Pass(threading.local):
-    """One forward pass of one thread: ``members`` that take part, and the ``features`` that they read.
+    """One forward pass of one thread: its ``key``, the ``members`` that take part, the ``features`` read, the ``outer`` pass.
 
-    Both are items of a dictionary, because torch.compile keeps a change to a dictionary and loses one to an attribute of
+    They are items of a dictionary, because torch.compile keeps a change to a dictionary and loses one to an attribute of
     a ``threading.local``.
     """
 
@@ -46,49 +46,18 @@ class _Pass(threading.local):
         self.state: dict[str, Any] = {}
 
 
-class Branch:
-    """The module and the gate of one attached clone, on the device and in the dtype of the features that come."""
-
-    def __init__(
-        self, clone: Clone, adapter: AdapterConfig, given: Preprocess, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        """Builds for features on ``device`` in ``dtype``; others are followed as they come."""
-        self.clone, self.adapter, self.given = clone, adapter, given
-        self._parts = self._built(device, dtype)
-
-    def __call__(self, feature: Tensor, target_logits: Tensor) -> Tensor:
-        """Logits of the cloned classes [B, K], on the device and in the dtype of the target's [B, T]."""
-        kind = feature.device.type
-        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        dtype = torch.promote_types(feature.dtype, torch.float32) if autocast else feature.dtype
-        parts = self._parts
-        if parts[2:] != (feature.device, dtype):
-            parts = self._parts = self._built(feature.device, dtype)
-        module, gate = parts[:2]
-        clone_logits, reject, features = module(feature)
-        own = target_logits.to(feature.device)
-        with torch.autocast(kind, enabled=False) if autocast else nullcontext():  # fusion needs its float32
-            new = fusion.new_logits(own, clone_logits, gate(own, clone_logits, reject, features))
-        return new.to(target_logits.device)
-
-    # Built within someone's inference mode, the weights would be refused by autograd ever after.
-    @torch.inference_mode(False)
-    def _built(
-        self, device: torch.device, dtype: torch.dtype
-    ) -> tuple[nn.Module, nn.Module, torch.device, torch.dtype]:
-        """From the clone's own tensors, so that no precision is lost on the way."""
-        module, gate = self.clone.build(self.adapter, self.given)
-        return module.to(device, dtype), gate.to(device), device, dtype
-
-
 class Patch(nn.Module):
     """All clones of one model. Its bound methods are the hooks, so a copy of the model gets a copy of the clones."""
 
-    def __init__(self, width: int, channels: int) -> None:
-        """``width`` is the model's own number of classes (``shown`` what it says at present), ``channels`` its images'."""
+    def __init__(self, model: nn.Module, channels: int) -> None:
+        """For ``model``, whose images have ``channels``; nothing is changed yet: ``install`` does that."""
         super().__init__()
-        self.width, self.shown, self.channels = width, width, channels
+        self.channels = channels
+        self.own = self.width = self.shown = int(model.num_classes)
+        self._head = _heads(model)
+        self.image_names = {step: _first_argument(model, step) for step in ("forward", *detour.STEPS)}
         self.members: tuple[Attachment, ...] = ()
+        self.captures: tuple[Capture, ...] = ()
         self._pass = _Pass()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,75 +70,140 @@ class Patch(nn.Module):
     @property
     def active(self) -> tuple[Attachment, ...]:
         """The members that are not disabled, in the order of their logits."""
-        return tuple(member for member in self.members if member._enabled)
+        return tuple(member for member in self.members if member.enabled)
 
     def own_width(self, model: nn.Module) -> int:
-        """How many classes the model has of its own; ``reset_classifier`` may have changed that since the clones came."""
-        return self.width if model.num_classes == self.shown else int(model.num_classes)
+        """How many classes the model has of its own; somebody may have changed that since the clones came."""
+        if model.num_classes != self.shown:
+            return int(model.num_classes)
+        heads = _heads(model)
+        if heads == self._head:
+            return self.width
+        widths = (getattr(head, "out_features", getattr(head, "out_channels", None)) for head in heads)
+        return next((width for width in widths if isinstance(width, int)), self.width)
 
     def show_width(self, model: nn.Module) -> None:
-        """Let ``model.num_classes`` tell the width of what the model returns."""
-        self.width = self.own_width(model)
-        self.shown = model.num_classes = self.width + sum(len(member.labels) for member in self.active)
+        """Let ``model.num_classes`` tell the width of what the model returns, and without clones what it told before."""
+        width, heads = self.own_width(model), _heads(model)
+        if model.num_classes != self.shown or heads != self._head:  # somebody exchanged the head
+            self.own = width
+        self.width, self._head = width, heads
+        self.shown = width + sum(len(member.labels) for member in self.active)
+        model.num_classes = self.shown if self.members else self.own
 
     def begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
-        """Root pre-hook: look at the images, take the snapshot.
+        """Root pre-hook: take the snapshot, and look at the images.
 
         torch leaves ``kwargs`` out when the hook is registered or removed, by another thread, while the pass begins.
         """
+        self.start(key=calls.under_way(model))
+        if not detour.is_installed(model):
+            self.look("forward", args, kwargs or {})
+
+    def start(
+        self, members: Members | None = None, features: dict[str, Tensor] | None = None, key: int | None = None
+    ) -> int | None:
+        """Begin a pass, or go on with one that has read ``features``; returns what identifies it to ``finish``.
+
+        The one before is kept for afterwards if it is under way: a hook may call the model.
+        """
         state = self._pass.state
+        outer = dict(state) if state and calls.lasts(state["key"]) and state["key"] != key else {}
+        if members is None:
+            snapshot = tuple((member, member._branch) for member in self.active)
+            members = tuple((member, branch) for member, branch in snapshot if branch is not None)
         state.clear()
-        images = args[0] if args else next(iter((kwargs or {}).values()), None)
+        state.update(members=members, features=dict(features or {}), key=key, outer=outer)
+        return key
+
+    def is_passing(self, model: nn.Module) -> bool:
+        """Whether a call of the model itself, begun under the hooks of the root, is under way."""
+        state = self._pass.state
+        if not state or torch.compiler.is_compiling():
+            return bool(state)
+        return state["key"] is not None and state["key"] == calls.under_way(model)
+
+    def look(self, step: str, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Check and capture the images that the model's method ``step`` is given."""
+        images = args[0] if args else kwargs.get(self.image_names[step])
         if images is None:
             return
-        check_images(images, self.channels)
-        members = [(member, member._branch) for member in self.active]
-        state["members"] = [(member, branch) for member, branch in members if branch is not None]
-        state["features"] = {}
+        if isinstance(images, Tensor):
+            check_images(images, self.channels)
+            for _, branch in self._pass.state.get("members", ()):
+                branch.check_aspect(images)
         self.capture(INPUT, images)
 
     def capture(self, name: str, output: Any) -> None:
         """Called by the hook on the insertion point ``name``."""
         state = self._pass.state
         if any(member.insertion == name for member, _ in state.get("members", ())):
+            if not isinstance(output, Tensor):
+                raise TargetError(f"{name!r} gives {_shape(output)}, and a clone reads a tensor; detach the clone")
             state["features"][name] = output.clone()
+
+    def finish(self, key: int | None) -> tuple[Members, dict[str, Tensor]]:
+        """Who took part in the pass, and what was read; this thread keeps nothing of either. Nothing if it never began."""
+        state = self._pass.state
+        if not state or (None not in (state["key"], key) and state["key"] != key):
+            return (), {}
+        members, features, outer = state["members"], state["features"], state["outer"]
+        state.clear()
+        state.update(outer)
+        return members, features
 
     def end(self, model: nn.Module, args: tuple, output: Any) -> Any:
         """Root hook: the target's own logits, then those of each clone. Also called when the forward pass fails."""
+        members, features = self.finish(calls.under_way(model))
+        return None if output is None or not members else self.extended(model, output, members, features)
+
+    def forget(self, attachment: Attachment) -> None:
+        """Let go of ``attachment`` in what an interrupt has left behind in this thread."""
         state = self._pass.state
-        members, features = state.pop("members", ()), state.pop("features", {})
-        if output is None or not members:
-            return None
+        if state and not calls.lasts(state["key"]):
+            state.clear()
+
+    def extended(self, model: nn.Module, output: Any, members: Members, features: dict[str, Tensor]) -> Tensor:
+        """``output`` [B, T] of the model with the logits of each clone behind: [B, T + K]."""
         if not isinstance(output, Tensor) or output.dim() != 2:
             raise TargetError(
                 f"{type(model).__name__} returned {_shape(output)}, and a clone extends logits [B, classes]; detach the"
                 " clone, or call the model so that it returns its logits (model.eval() for models with two heads)"
             )
-        if output.shape[1] != self.width:  # the head was exchanged for one that is as wide as what the model returned
-            self.width, self.shown = output.shape[1], model.num_classes
-            self.show_width(model)
+        if model.num_classes != self.shown or output.shape[1] != self.width:  # somebody exchanged the head
+            self._follow(model, output.shape[1])
         columns = [output]
         for member, branch in members:
             if member.insertion in features:
                 columns.append(branch(features[member.insertion], output))
-                if not member.fired:
-                    member.fired = True
+                member.fired = True  # not looked at first: torch.compile would guard on it
             elif member in self.members:  # or else it was detached meanwhile
                 raise TargetError(
                     f"{type(model).__name__} ran past {member.insertion!r} without its hooks, so {member!r} has no logits:"
-                    " the module was replaced, or the model was compiled before the clone was attached. Attach the clone"
-                    " again, or call torch.compiler.reset()"
+                    " the module was replaced, or it was compiled before the clone was attached. Attach the clone again,"
+                    " or call torch.compiler.reset()"
                 )
         return torch.cat(columns, 1)
+
+    def _follow(self, model: nn.Module, width: int) -> None:
+        """The head was exchanged for one that is as wide as what the model returned."""
+        if self.own_width(model) <= 0:
+            raise NoClassifierError(
+                f"{type(model).__name__} was left without a classifier (num_classes={model.num_classes}) while a clone was"
+                " attached, so there are no logits to extend; detach the clone, or reset the classifier to some classes"
+            )
+        self.show_width(model)
+        self.width = width
+        self.shown = model.num_classes = width + sum(len(member.labels) for member in self.active)
 
 
 class Capture(nn.Module):
     """The hook on one insertion point."""
 
-    def __init__(self, patch: Patch, name: str) -> None:
-        """Hands the outputs of module ``name`` to ``patch``."""
+    def __init__(self, patch: Patch, name: str, module: nn.Module) -> None:
+        """Hands the outputs of ``module``, which is called ``name``, to ``patch``."""
         super().__init__()
-        self.__dict__["patch"] = patch  # not a submodule: the patch is not part of the hook
+        self.__dict__.update(patch=patch, module=module)  # no submodules: neither is part of the hook
         self.name = name
 
     def hook(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -191,49 +225,57 @@ def install(model: nn.Module, patch: Patch, points: set[str]) -> None:
     if patch_of(model) is None:
         model.register_forward_hook(patch.end, always_call=True)
     modules = dict(model.named_modules())
-    for name in sorted(points - {INPUT} - _captured(model)):
-        modules[name].register_forward_hook(Capture(patch, name).hook)
+    for name in sorted(points - {INPUT} - {capture.name for capture in patch.captures}):
+        capture = Capture(patch, name, modules[name])
+        patch.captures = (*patch.captures, capture)
+        modules[name].register_forward_hook(capture.hook)
     if patch_of(model) is None:
         model.register_forward_pre_hook(patch.begin, with_kwargs=True)
+        detour.install(model, patch)
 
 
 def uninstall(model: nn.Module, patch: Patch, keep: set[str]) -> None:
     """Remove the captures of points not in ``keep``, and everything when no clone is left; other hooks stay."""
-
-    def is_ours(hook: Any) -> bool:
-        owner = getattr(hook, "__self__", None)
-        if isinstance(owner, Capture):
-            return owner.patch is patch and owner.name not in keep
-        return owner is patch and not patch.members
-
-    for module in model.modules():
-        for key in [key for key, hook in module._forward_pre_hooks.items() if is_ours(hook)]:
-            _drop(module, key)
-        for key in [key for key, hook in module._forward_hooks.items() if is_ours(hook)]:
-            _drop(module, key)
+    for capture in patch.captures:
+        if capture.name not in keep:
+            _drop(capture.module, capture)
+    patch.captures = tuple(capture for capture in patch.captures if capture.name in keep)
+    if not patch.members:
+        detour.uninstall(model, patch)
+        _drop(model, patch)
 
 
-def check_images(images: Any, channels: int) -> None:
-    """Raise ``ImageError`` unless ``images`` is a float tensor [B, channels, H, W]; other inputs are the model's affair."""
-    if not isinstance(images, Tensor):
-        return
-    found = f"found {_shape(images)} of {str(images.dtype).removeprefix('torch.')}"
+def check_images(images: Tensor, channels: int) -> None:
+    """Raise ``ImageError`` unless ``images`` are floats [B, channels, H, W]."""
     if not images.is_floating_point():
-        raise ImageError(f"images must be normalised floats, {found}; apply the model's timm transform first")
+        raise ImageError(f"images must be normalised floats, {_found(images)}")
     if images.dim() != 4 or images.shape[1] != channels:
-        raise ImageError(
-            f"images must be [B, {channels}, height, width], {found}; apply the model's timm transform first"
-        )
+        raise ImageError(f"images must be [B, {channels}, height, width], {_found(images)}")
 
 
-def _captured(model: nn.Module) -> set[str]:
-    owners = (getattr(hook, "__self__", None) for module in model.modules() for hook in module._forward_hooks.values())
-    return {owner.name for owner in owners if isinstance(owner, Capture)}
+def _found(images: Tensor) -> str:
+    kind = str(images.dtype).removeprefix("torch.")
+    return f"found {_shape(images)} of {kind}; apply the model's timm transform first"
 
 
-def _drop(module: nn.Module, key: int) -> None:
-    for table in _TABLES:
-        getattr(module, table, {}).pop(key, None)
+def _heads(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The classifier, or both of them."""
+    found = model.get_classifier() if hasattr(model, "get_classifier") else ()
+    return tuple(found) if isinstance(found, (tuple, list)) else (found,)
+
+
+def _first_argument(model: nn.Module, step: str) -> str:
+    """What the images are called when they are passed by name."""
+    names = list(inspect.signature(getattr(type(model), step, type(model).forward)).parameters)
+    return names[1] if len(names) > 1 else ""
+
+
+def _drop(module: nn.Module, owner: nn.Module) -> None:
+    """Remove the hooks on ``module`` that are methods of ``owner``."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is owner]:
+            for table in _TABLES:
+                getattr(module, table, {}).pop(key, None)
 
 
 def _shape(value: Any) -> str:

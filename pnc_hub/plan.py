@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from pnc_hub import probe
 from pnc_hub.artifact import Clone
 from pnc_hub.config import AdapterConfig
 from pnc_hub.errors import (
@@ -22,20 +24,35 @@ from pnc_hub.fingerprint import matches
 from pnc_hub.labels import class_names, same_label
 from pnc_hub.patch import patch_of
 from pnc_hub.points import INPUT, Skeleton
+from pnc_hub.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from pnc_hub.attachment import Attachment
 
 
-def check_target(model: nn.Module) -> None:
-    """Raise ``TargetError`` unless hooks on ``model`` reach its logits, ``NoClassifierError`` unless it has any."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of what calls it as it is: ``torch.compile``, ``DistributedDataParallel``."""
     if not isinstance(model, nn.Module):
         raise TargetError(f"a clone attaches to a timm model (an nn.Module), received a {type(model).__name__}")
+    while True:
+        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def check_target(model: nn.Module) -> None:
+    """Raise ``TargetError`` unless hooks on ``model`` reach its logits, ``NoClassifierError`` unless it has any."""
     kind = type(model).__name__
-    wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
-    if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+    if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel)):
         raise TargetError(
-            f"hooks do not reach through a {kind}; attach to the plain model, then script, compile or wrap it"
+            f"hooks do not reach through a {kind}; attach to the plain model, which can then be traced, exported, compiled"
+            " or put into DistributedDataParallel"
+        )
+    if _is_sharded(model):
+        raise TargetError(
+            f"the parameters of this {kind} are sharded over several processes, so its weights can not be compared;"
+            " attach to the plain model, then shard it"
         )
     width = vars(model).get("num_classes")  # not a property or an attribute of the class: it is set and set back
     if isinstance(width, int) and width <= 0:
@@ -45,6 +62,16 @@ def check_target(model: nn.Module) -> None:
         )
     if not isinstance(width, int):
         raise NoClassifierError(f"{kind} does not say how many classes it has; set its attribute num_classes first")
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    return sharded or any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterConfig:
@@ -69,7 +96,7 @@ def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterC
     universal = next((adapter for adapter in clone.config.adapters if adapter.target is None), None)
     relatives = [adapter for adapter in made_for if architecture in (None, adapter.target.architecture)]
     if on_mismatch == "warn" and (relatives or universal is None):
-        return _forced_adapter(model, relatives or made_for, architecture)
+        return _forced_adapter(model, clone, relatives or made_for, architecture)
     if universal is None:
         raise FingerprintMismatchError(_mismatch(model, made_for, architecture))
     warnings.warn(
@@ -80,12 +107,15 @@ def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterC
     return universal
 
 
-def _forced_adapter(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> AdapterConfig:
+def _forced_adapter(
+    model: nn.Module, clone: Clone, made_for: list[AdapterConfig], architecture: str | None
+) -> AdapterConfig:
     points = Skeleton(model).points
     for adapter in made_for:
         if points.get(adapter.insertion.module) == adapter.insertion.point():
             warnings.warn(
-                _mismatch(model, [adapter], architecture) + " It is attached all the same, as asked: measure it first.",
+                f"{_mismatch(model, [adapter], architecture)} {_how_far_off(model, clone, adapter)} It is attached all the"
+                " same, as asked: measure it first.",
                 stacklevel=4,
             )
             return adapter
@@ -94,6 +124,16 @@ def _forced_adapter(model: nn.Module, made_for: list[AdapterConfig], architectur
         f"the clone reads {wanted or 'the input'}, and {type(model).__name__} has no such insertion point;"
         f" its insertion points are {', '.join(points)}"
     )
+
+
+def _how_far_off(model: nn.Module, clone: Clone, adapter: AdapterConfig) -> str:
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(module.training for module in model.modules()) or any(tensor.is_meta for tensor in tensors):
+        return (
+            "Its feature on the probe was not looked at (that needs a model in eval mode, with its weights in place)."
+        )
+    error = probe.feature_error(model, clone, adapter, Preprocess.of(model).input_size)
+    return f"Its feature on the probe misses the expected one by {error:.2g} times that one's norm."
 
 
 def _mismatch(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> str:

@@ -2,25 +2,30 @@
 
 Both are the same thing seen from two sides: a module whose output *every* path from image to logits passes through. The
 target's feature is read there (insertion point); a source is cut there, and what follows can be rebuilt from the
-architecture's name alone. They are found by shallow ``torch.fx`` tracing: every module but the root and ``nn.Sequential``
-is a leaf, so that no block has to be traceable itself, and nothing but timm's own code is involved.
+architecture's name alone. They are found in a shallow trace (``pnc_hub.trace``): no block has to be traceable itself, and
+nothing but timm's own code is involved.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from pnc_hub.detour import overrides
 from pnc_hub.errors import InsertionPointError
+from pnc_hub.paths import Paths
 from pnc_hub.preprocess import input_size
+from pnc_hub.trace import BATCH, trace
 
 INPUT = "input"
 LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
+FEW = 4  # points; a model with fewer is looked into more deeply
 
 
 @dataclass(frozen=True)
@@ -49,21 +54,21 @@ class InsertionPoint:
 class Skeleton:
     """A model's structure on the meta device, traced: no weights, no hooks, no memory."""
 
-    def __init__(self, model: nn.Module, size: tuple[int, int, int] | None = None) -> None:
-        """Copy ``model`` to the meta device; the model itself is only read. ``size`` replaces the images' recorded size."""
-        self.model = meta_copy(model)
+    def __init__(self, model: nn.Module, size: tuple[int, int, int] | None = None, *, own: bool = False) -> None:
+        """Copy ``model`` to the meta device; the model itself is only read.
+
+        Args:
+            model: any timm model.
+            size: (C, H, W) in place of the images' recorded size.
+            own: the model is on the meta device and nobody else's, so it need not be copied.
+        """
+        self.model = model.eval().float().requires_grad_(False) if own else meta_copy(model)
         self.input_size = size or input_size(model)
 
-    @cached_property
+    @property
     def graph(self) -> fx.Graph:
         """The shallow graph of one forward pass."""
-        try:
-            return _ShallowTracer().trace(self.model)
-        except Exception as error:  # fx raises whatever the traced code raises
-            raise InsertionPointError(
-                f"{type(self.model).__name__} has no interior insertion point: its forward pass can not be traced"
-                f" ({type(error).__name__}: {error}). A clone with a universal adapter attaches at its input."
-            ) from error
+        return self._paths.traced.graph
 
     @cached_property
     def classifier(self) -> str:
@@ -72,20 +77,14 @@ class Skeleton:
 
     @cached_property
     def points(self) -> dict[str, InsertionPoint]:
-        """All points by name, in the order in which a forward pass reaches them."""
-        shapes = _Shapes(fx.GraphModule(self.model, copy.deepcopy(self.graph)))
-        image = torch.empty(1, *self.input_size, device="meta")
-        shapes.run(image)
-        channels, height, width = self.input_size
-        found = {INPUT: InsertionPoint(INPUT, 0, channels, 1, "NCHW", (height, width))}
-        head = self.classifier.split(".")
-        for node in self._unavoidable:
-            if str(node.target).split(".") == head[: str(node.target).count(".") + 1]:
-                break  # from here on there are logits, not features
-            point = _describe(self.model, str(node.target), shapes.of.get(node.name), self.input_size)
-            if point is not None:
-                found[point.name] = point
-        return found
+        """All points by name, in the order in which a forward pass reaches them.
+
+        The model can be cut at each, unless there is no such place in it (two branches from the image to the logits); then
+        the points are those where features of the image can be read.
+        """
+        paths = self._paths
+        found = self._described(paths, paths.unavoidable) or self._described(paths, paths.readable)
+        return {INPUT: self.point(INPUT), **found}
 
     def point(self, name: str) -> InsertionPoint:
         """The point called ``name``.
@@ -104,70 +103,76 @@ class Skeleton:
         return self.points[name]
 
     def trunk(self, name: str) -> list[str]:
-        """Names of the modules and parameters that are used up to and including the point ``name``."""
-        if name == INPUT:
-            return []
-        used = _ancestors(self._node(name))
-        return [
-            str(node.target) for node in self.graph.nodes if node in used and node.op in ("call_module", "get_attr")
-        ]
+        """Names of the modules, parameters and buffers that are used up to and including the point ``name``."""
+        return [] if name == INPUT else self._paths.trunk(self._node(name))
 
     def prefix(self, model: nn.Module, name: str) -> fx.GraphModule:
         """The part of ``model`` from the image to the cut ``name``, sharing its modules."""
-        image = self._image
-        if name == INPUT:
-            graph = fx.Graph()
-            graph.output(graph.placeholder("image"))
-            return fx.GraphModule(model, graph)
-        return self._part(model, image, "image", self._node(name))
+        end = self._node(name)
+        return fx.GraphModule(model, self._paths.part(self._paths.image, "image", end))
 
     def tail(self, model: nn.Module, name: str) -> fx.GraphModule:
-        """The part of ``model`` from the cut ``name`` to its output, sharing its modules."""
-        start = self._image if name == INPUT else self._node(name)
-        output = next(node for node in self.graph.nodes if node.op == "output")
-        return self._part(model, start, "feature", output.args[0])
+        """The part of ``model`` from the cut ``name`` to its output, sharing its modules.
+
+        It takes features of any number of images, on the grid that ``model`` has at its own input size.
+
+        Raises:
+            InsertionPointError: no such point, or the output depends on more of the image than what passes there.
+        """
+        paths, start = self._paths, self._node(name)
+        if name != INPUT and start not in paths.unavoidable:
+            raise InsertionPointError(
+                f"{type(self.model).__name__} can not be cut at {name!r}: there is another way from its image to its output."
+                " A clone can be inserted there, but none can be made of what follows."
+            )
+        return fx.GraphModule(model, paths.part(start, "feature", paths.output.args[0]))
 
     @cached_property
-    def _image(self) -> fx.Node:
-        return next(node for node in self.graph.nodes if node.op == "placeholder")
+    def _paths(self) -> Paths:
+        """Ways through the model at a depth at which there are places to cut."""
+        paths, opened = self._traced(()), []
+        while len(found := self._described(paths, paths.unavoidable)) < FEW:
+            body = self._body(paths)
+            if body is None:
+                break
+            opened.append(body)
+            deeper = self._traced(opened)
+            if len(self._described(deeper, deeper.unavoidable)) <= len(found):
+                break
+            paths = deeper
+        return paths
 
-    @cached_property
-    def _unavoidable(self) -> list[fx.Node]:
-        """Module calls that every path from the image to the output passes through, each module called just once."""
-        output = next(node for node in self.graph.nodes if node.op == "output")
-        used = _ancestors(output)
-        depends = {self._image}
-        path = [self._image]
-        for node in self.graph.nodes:
-            if node in used and node not in depends and depends.intersection(node.all_input_nodes):
-                depends.add(node)
-                path.append(node)
-        position = {node: place for place, node in enumerate(path)}
-        calls = [node.target for node in self.graph.nodes if node.op == "call_module"]
-        unavoidable, furthest = [], 0
-        for place, node in enumerate(path):
-            if furthest <= place and node.op == "call_module" and calls.count(node.target) == 1:
-                unavoidable.append(node)
-            furthest = max([furthest, *(position[user] for user in node.users if user in position)])
-        return unavoidable
+    def _traced(self, opened: Collection[str]) -> Paths:
+        try:
+            return Paths(self.model, trace(self.model, self.input_size, opened))
+        except Exception as error:  # whatever the traced code raises
+            raise InsertionPointError(
+                f"{type(self.model).__name__} has no interior insertion point: its forward pass can not be traced"
+                f" ({type(error).__name__}: {error}). A clone with a universal adapter attaches at its input."
+            ) from error
+
+    def _body(self, paths: Paths) -> str | None:
+        """The module that holds most of the model, where one does: models that wrap another have few modules of their own."""
+        half = sum(parameter.numel() for parameter in self.model.parameters()) / 2
+        for node in paths.readable:
+            module = self.model.get_submodule(str(node.target))
+            if sum(parameter.numel() for parameter in module.parameters()) > half:
+                return str(node.target)
+        return None
+
+    def _described(self, paths: Paths, nodes: list[fx.Node]) -> dict[str, InsertionPoint]:
+        found = {}
+        for node in nodes:
+            point = _describe(self.model, str(node.target), paths.traced.values[node], self.input_size)
+            if point is not None:
+                found[point.name] = point
+        return found
 
     def _node(self, name: str) -> fx.Node:
         self.point(name)
-        return next(node for node in self._unavoidable if node.target == name)
-
-    def _part(self, model: nn.Module, start: fx.Node, start_name: str, end: Any) -> fx.GraphModule:
-        """The nodes between ``start`` (replaced by a placeholder) and ``end``, as a module."""
-        graph = fx.Graph()
-        copied: dict[fx.Node, Any] = {start: graph.placeholder(start_name)}
-        for node in self.graph.nodes:
-            if node.op == "placeholder" and node not in copied:
-                copied[node] = node.args[0] if node.args else None
-        wanted = _ancestors(end, stop=start)
-        for node in self.graph.nodes:
-            if node in wanted and node not in copied:
-                copied[node] = graph.node_copy(node, copied.__getitem__)
-        graph.output(copied[end])
-        return fx.GraphModule(model, graph)
+        if name == INPUT:
+            return self._paths.image
+        return next(node for node in self._paths.readable if node.target == name)
 
 
 def insertion_points(model: nn.Module) -> tuple[InsertionPoint, ...]:
@@ -180,7 +185,7 @@ def insertion_points(model: nn.Module) -> tuple[InsertionPoint, ...]:
         The points in the order of a forward pass; the first is always ``"input"``.
 
     Raises:
-        InsertionPointError: the model's forward pass can not be traced.
+        InsertionPointError: no model, or its forward pass can not be traced.
 
     Example:
         >>> import timm
@@ -188,6 +193,8 @@ def insertion_points(model: nn.Module) -> tuple[InsertionPoint, ...]:
         >>> [(p.name, p.channels, p.reduction, p.layout) for p in insertion_points(model)][-3:]
         [('layer4.0', 512, 32, 'NCHW'), ('layer4.1', 512, 32, 'NCHW'), ('global_pool', 512, 224, 'NC')]
     """
+    if not isinstance(model, nn.Module):
+        raise InsertionPointError(f"insertion points are those of a timm model, received a {type(model).__name__}")
     return tuple(Skeleton(model).points.values())
 
 
@@ -198,64 +205,39 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode and float32, whose tensors are on the meta device and which carries no hooks."""
+    """A copy in eval mode and float32, on the meta device, without hooks, clones, and what accelerate moves weights with."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
             if parameter is not None:
                 memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), False)
-        for buffer in module._buffers.values():
-            if buffer is not None:
-                memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+        for tensor in _tensors_on(module):
+            memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta", requires_grad=False))
         for name, table in vars(module).items():
             if "_hooks" in name and isinstance(table, dict):
                 memo[id(table)] = type(table)()
-    return copy.deepcopy(model, memo).eval().float()
+        memo.update((id(vars(module)[name]), name) for name in overrides(module))
+    twin = copy.deepcopy(model, memo)
+    for module, copied in zip(model.modules(), twin.modules(), strict=True):
+        for name, replaced in overrides(module).items():
+            del vars(copied)[name]
+            if replaced is not None:
+                vars(copied)[name] = copy.deepcopy(replaced, memo)
+    return twin.eval().float()
 
 
-class _ShallowTracer(fx.Tracer):
-    def __init__(self) -> None:
-        from timm.layers import get_notrace_functions
-
-        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not isinstance(m, nn.Sequential)
+def _tensors_on(module: nn.Module) -> Iterator[Tensor]:
+    """Buffers, and what else a module keeps: some hold results of their last pass, which can not be copied otherwise."""
+    for value in vars(module).values():
+        items = value.values() if isinstance(value, dict) else (value,)
+        yield from (item for item in items if isinstance(item, Tensor))
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph once and notes the shape of every tensor by the name of its node."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.of: dict[str, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, torch.Tensor):
-            self.of[n.name] = tuple(result.shape)
-        return result
-
-
-def _ancestors(end: Any, stop: fx.Node | None = None) -> set[fx.Node]:
-    """``end`` and every node that it depends on, not looking past ``stop``."""
-    found: set[fx.Node] = set()
-    todo = [end]
-    while todo:
-        node = todo.pop()
-        if node not in found:
-            found.add(node)
-            if node is not stop:
-                todo.extend(node.all_input_nodes)
-    return found
-
-
-def _describe(
-    model: nn.Module, name: str, shape: tuple[int, ...] | None, image: tuple[int, int, int]
-) -> InsertionPoint | None:
-    """What the feature [1, ...] behind module ``name`` looks like; None where it is neither map, tokens nor vector."""
+def _describe(model: nn.Module, name: str, feature: Any, image: tuple[int, int, int]) -> InsertionPoint | None:
+    """What the ``feature`` behind module ``name`` looks like; None where it is neither map, tokens nor vector of an image."""
     height = image[1]
-    if shape is None or 0 in shape:
+    shape = tuple(feature.shape) if isinstance(feature, torch.Tensor) else ()
+    if 0 in shape or shape[:1] != (BATCH,):
         return None
     if len(shape) == 2:
         return InsertionPoint(name, 0, shape[1], height, "NC", (1, 1))
@@ -277,10 +259,11 @@ def _describe_tokens(
     name: str, shape: tuple[int, ...], image: tuple[int, int, int], prefix_tokens: int
 ) -> InsertionPoint | None:
     _, height, width = image
-    for prefix in dict.fromkeys((prefix_tokens, 0)):
+    for prefix in dict.fromkeys((prefix_tokens, 0, 1, 2)):  # not every model tells how many it has
         tokens = shape[1] - prefix
         rows = round((tokens * height / width) ** 0.5) if tokens > 0 else 0
-        if rows and tokens % rows == 0 and _is_grid((rows, tokens // rows), image):
+        guessed = prefix not in (prefix_tokens, 0)
+        if rows > guessed and tokens % rows == 0 and _is_grid((rows, tokens // rows), image):
             grid = (rows, tokens // rows)
             return InsertionPoint(name, 0, shape[2], max(1, round(height / rows)), "NLC", grid, prefix)
     return None
@@ -289,4 +272,4 @@ def _describe_tokens(
 def _is_grid(size: tuple[int, ...], image: tuple[int, int, int]) -> bool:
     """Whether (height, width) has about the proportions of the image, within one row or column."""
     _, height, width = image
-    return abs(size[0] * width - size[1] * height) <= max(height, width) and size[0] <= height
+    return abs(size[0] * width - size[1] * height) < max(height, width) and size[0] <= height

@@ -84,14 +84,19 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     size = getattr(patch_embed, "img_size", None)
     if isinstance(size, (tuple, list)) and len(size) == 2:
         height, width = size
-    first = cfg.get("first_conv")
-    names = (first,) if isinstance(first, str) else tuple(first or ())
-    for name in names:
-        conv = dict(model.named_modules()).get(name)
-        if isinstance(conv, nn.Conv2d):
-            channels = conv.in_channels
-            break
+    channels = _channels(model, cfg) or channels
     return int(channels), int(height), int(width)
+
+
+def _channels(model: nn.Module, cfg: dict) -> int | None:
+    """What the model says of its images, or its first convolution does (which may come behind a rearrangement)."""
+    told = getattr(model, "in_chans", None)
+    if isinstance(told, int):
+        return told
+    first = cfg.get("first_conv")
+    modules = dict(model.named_modules())
+    convolutions = (modules.get(name) for name in ((first,) if isinstance(first, str) else first or ()))
+    return next((layer.in_channels for layer in convolutions if isinstance(layer, nn.Conv2d)), None)
 
 
 def _cfg(model: nn.Module) -> dict:
@@ -100,4 +105,4 @@ def _cfg(model: nn.Module) -> dict:
 
 
 def _column(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32)[:, None, None]
+    return torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None]

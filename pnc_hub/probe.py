@@ -7,19 +7,22 @@ makes of the feature.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnc_hub.errors import ProbeError
+from pnc_hub.errors import ProbeError, TargetError
 from pnc_hub.files import TensorSpec
 from pnc_hub.module import empty
 from pnc_hub.points import INPUT
 
 if TYPE_CHECKING:
     from pnc_hub.artifact import Clone
+    from pnc_hub.branch import Branch
     from pnc_hub.config import AdapterConfig, CloneConfig
 
 SIDE = 4
@@ -86,15 +89,78 @@ def feature_error(model: nn.Module, clone: Clone, adapter: AdapterConfig, size: 
     if adapter.insertion.module == INPUT:
         return 0.0
     shipped, seen = clone.probe(adapter), []
-    reference = next(model.parameters())
-    handle = model.get_submodule(adapter.insertion.module).register_forward_hook(
-        lambda _m, _a, out: seen.append(out.clone())
-    )
+    if shipped["image"].shape[1] != size[0]:
+        return float("inf")
+    reference = next(model.parameters(), torch.zeros(()))
+
+    def read(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+        seen.append(output.clone())
+        raise _EnoughError
+
+    handle = model.get_submodule(adapter.insertion.module).register_forward_hook(read)
     try:
-        model(enlarge(shipped["image"], size).to(reference))
+        with (
+            suppress(_EnoughError),
+            torch.compiler.set_stance("force_eager"),
+        ):  # a compiled graph would not see the hook
+            model(enlarge(shipped["image"], size).to(reference))
     finally:
         handle.remove()
-    found, wanted = seen[0].float().cpu(), shipped["feature"]
-    return (
-        float((found - wanted).norm() / wanted.norm().clamp_min(1e-12)) if found.shape == wanted.shape else float("inf")
-    )
+    wanted = shipped["feature"]
+    if not seen or seen[0].shape != wanted.shape:
+        return float("inf")
+    found = seen[0].float().cpu()
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+
+@torch.inference_mode()
+def refresh(clone: Clone, adapter: AdapterConfig) -> None:
+    """Let the probe of ``adapter`` expect what the clone, all of it in memory, answers now."""
+    module, _ = clone.build(adapter, clone.config.preprocess.value())
+    shipped = clone.probe(adapter)
+    shipped["logits"].copy_(module(shipped["feature"])[0])
+
+
+def verify(model: nn.Module, branch: Branch, end: int, run_as: Callable[[Tensor], Tensor]) -> float:
+    """Check that target and clone answer the probe as recorded, and that ``run_as`` answers an image as ``model`` does.
+
+    Args:
+        model: the target, in eval mode.
+        branch: an attached clone.
+        end: where its logits end in the output of ``model``.
+        run_as: how the model is run.
+
+    Returns:
+        The largest absolute difference from the probe's expected logits.
+
+    Raises:
+        ProbeError: one of them does not.
+    """
+    kind, insertion, size = type(model).__name__, branch.adapter.insertion.module, branch.given.input_size
+    difference = run(branch.clone, branch.adapter)
+    reference = next(model.parameters(), torch.zeros(()))
+    error = feature_error(model, branch.clone, branch.adapter, size)
+    if not error <= FEATURE_TOLERANCE.get(reference.element_size(), FEATURE_TOLERANCE[2]):
+        raise ProbeError(
+            f"{kind} answers the probe at {insertion!r} with another feature than the target that the clone was made for"
+            f" (relative error {error:.2g}): its weights or its structure are others. Load those weights, or have an"
+            " adapter made for this model."
+        )
+    image = torch.zeros(1, *size, device=reference.device, dtype=reference.dtype)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            expected = model(image)
+        found = run_as(image)
+    except TargetError as error:
+        raise ProbeError(str(error)) from error
+    complete = expected.shape[1] >= end and found.shape == expected.shape
+    if not complete or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
+        raise ProbeError(
+            f"the callable returns {list(found.shape)} and does not carry the clone's logits: it was compiled or captured"
+            " before the clone was attached. Attach first, or call torch.compiler.reset()."
+        )
+    return difference
+
+
+class _EnoughError(Exception):
+    """The feature has been read; the rest of the pass is not wanted."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from common import images, tiny_clone, tiny_model
+from torch._dynamo.testing import CompileCounter
 
 import pnc_hub
 from pnc_hub import Clone, files, probe
@@ -19,6 +20,7 @@ from pnc_hub.errors import (
     ProbeError,
     PublishError,
 )
+from pnc_hub.module import empty
 from pnc_hub.preprocess import Preprocess
 
 PAIRS = [  # source, target, share of the tail that is kept, with a universal adapter
@@ -211,6 +213,33 @@ class TestDamage:
         with pytest.raises(MalformedArtifactError) as error:
             probe.run(clone, clone.config.adapters[0])
         assert error.value.file == "probe.safetensors"
+
+
+class TestBuilding:
+    def test_what_does_not_run_is_found_each_time_and_harms_nothing_else(self, clone_folder, target):
+        """That one tail has been found to run is remembered for just that one."""
+        good, bad = (Clone.from_pretrained(clone_folder) for _ in range(2))
+        layer = next(
+            name for name in files.read_header(clone_folder / files.WEIGHTS, "") if name.endswith("conv1.weight")
+        )
+        height, *others = files.read_header(clone_folder / files.WEIGHTS, "")[layer].shape
+        bad.config.tail.shapes[layer] = [height - 1, *others]
+        good.build(good.config.adapters[0], Preprocess.of(target))
+        for _ in range(2):
+            with pytest.raises(MalformedArtifactError, match="does not run") as error:
+                bad.build(bad.config.adapters[0], Preprocess.of(target))
+            assert error.value.file == "config.json"
+            good.build(good.config.adapters[0], Preprocess.of(target))
+
+    def test_graphs_that_were_compiled_of_one_module_serve_the_next(self, saved_clone):
+        count = CompileCounter()
+        run = torch.compile(lambda module, feature: module(feature)[0], backend=count)
+        for _ in range(3):
+            clone = Clone.from_pretrained(saved_clone)
+            module, _ = clone.build(clone.config.adapters[0], clone.config.preprocess.value())
+            feature = torch.randn_like(empty(clone.config.adapters[0].insertion.point(), batch=2))
+            assert torch.equal(run(module, feature), module(feature)[0])
+        assert count.frame_count == 1
 
 
 class TestReading:

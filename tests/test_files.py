@@ -117,6 +117,45 @@ class TestTensors:
         assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
         assert files.read_header(path, FILE) == EXPECTED
 
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), float("-inf")], ids=str)
+    def test_tensors_of_every_dtype_are_finite(self, path, dtype, bad):
+        tensors = {
+            "a": torch.randn(3, 5).to(dtype),
+            "empty": torch.zeros(0, 3).to(dtype),
+            "one": torch.ones(()).to(dtype),
+        }
+        if bad is not None:
+            tensors["a"][1, 2] = bad
+        files.write_tensors(path, tensors)
+        expected, digest = files.specs(tensors.items()), files.sha256(path)
+        if bad is None:
+            found = files.read_tensors(path, expected, digest, FILE)
+            assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+            return
+        with pytest.raises(MalformedArtifactError, match="'a' holds NaN or infinity"):
+            files.read_tensors(path, expected, digest, FILE)
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool], ids=str)
+    def test_whole_numbers_and_truth_values(self, path, dtype):
+        tensors = {"a": torch.tensor([[1, 0, 1]]).to(dtype), "one": torch.ones(()).to(dtype)}
+        files.write_tensors(path, tensors)
+        found = files.read_tensors(path, files.specs(tensors.items()), files.sha256(path), FILE)
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+    def test_tensors_are_read_to_the_cpu_whatever_the_default_device(self, path):
+        files.write_tensors(path, TENSORS)
+        with torch.device("meta"):
+            found = read(path)
+        assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+
+    def test_every_tensor_has_memory_of_its_own(self, path):
+        """None keeps a whole file in memory, and what is done to one does nothing to another."""
+        files.write_tensors(path, TENSORS)
+        found = read(path)
+        assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in found.values())
+        assert all(tensor.data_ptr() % 16 == 0 for tensor in found.values())
+
     def test_the_same_tensors_give_the_same_bytes(self, path, tmp_path):
         files.write_tensors(path, TENSORS)
         views = {"b": torch.ones(3, 2).t(), "a": torch.arange(8.0)[:4]}

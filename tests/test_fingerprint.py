@@ -2,10 +2,12 @@
 
 import copy
 
+import accelerate
 import pytest
 import torch
 from common import FAMILIES, tiny_model
 
+from pnc_hub.errors import TargetError
 from pnc_hub.fingerprint import DTYPES, fingerprint, matches, state_digest
 from pnc_hub.points import Skeleton
 
@@ -74,6 +76,65 @@ def test_mixed_and_other_dtypes_do_not_match(known, dtype):
 def test_models_without_weights_do_not_match(known):
     model, trunk, expected = known
     assert not matches(model.to("meta"), trunk, expected)
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_accelerate_has_offloaded_is_read_where_it_is(known, tmp_path, same, dtype):
+    model, trunk, expected = known
+    if not same:
+        next(model.parameters()).data.view(-1)[0] += 1
+    cpu, disk = copy.deepcopy(model).to(dtype), copy.deepcopy(model).to(dtype)
+    accelerate.cpu_offload(cpu, execution_device="cpu")
+    accelerate.disk_offload(disk, tmp_path, execution_device="cpu")
+    for offloaded in (cpu, disk):
+        parameters = [*map(id, offloaded.parameters())]
+        assert all(parameter.is_meta for parameter in offloaded.parameters())
+        assert matches(offloaded, trunk, expected) == same
+        assert [*map(id, offloaded.parameters())] == parameters
+
+
+def test_blocks_that_accelerate_loads_as_a_whole():
+    model = tiny_model("resnet")
+    trunk = Skeleton(model).trunk("layer2.0")
+    expected = fingerprint(model, trunk)
+    accelerate.cpu_offload(model, execution_device="cpu", preload_module_classes=["BasicBlock"])
+    assert matches(model, trunk, expected)
+
+
+class Strange(torch.Tensor):
+    """Any subclass: quantised, sharded, fake."""
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        lambda weight: torch.nn.Parameter(weight.as_subclass(Strange), False),
+        lambda weight: torch.nn.Parameter(weight.to_sparse(), False),
+        lambda weight: torch.nn.Parameter(torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), False),
+        lambda weight: torch.nn.UninitializedParameter(),
+    ],
+    ids=["subclass", "sparse", "quantised", "uninitialised"],
+)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_weights_that_are_no_plain_tensors_do_not_match(strange):
+    model = tiny_model("resnet")
+    trunk = Skeleton(model).trunk("layer2.0")
+    expected = fingerprint(model, trunk)
+    model.conv1.weight = strange(model.conv1.weight.detach())
+    assert not matches(model, trunk, expected)
+    with pytest.raises(TargetError, match=r"'conv1\.weight' is a .*plain"):
+        fingerprint(model)
+
+
+def test_shared_weights_count_under_every_name():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    separate = fingerprint(copy.deepcopy(model), ["1"])
+    model[0].weight.data = model[1].weight.data.clone()
+    model[1].weight = model[0].weight
+    assert fingerprint(model, ["1"]) == separate
+    assert fingerprint(model, ["1.weight", "1.bias"]) == separate
+    assert fingerprint(model) != separate
 
 
 def test_half_precision_is_lost_for_good():

@@ -236,6 +236,27 @@ class TestAttaching:
         pnc_hub.attach(target, f"{repo}@{published}", token=token, cache_dir=tmp_path).detach()
         assert hub.requests == []
 
+    def test_forced_downloads_fetch_every_file_once(self, hub, repo, published, target, token, tmp_path):
+        def fetched(**options) -> list[str]:
+            hub.requests.clear()
+            pnc_hub.attach(target, repo, token=token, cache_dir=tmp_path, **options).detach()
+            return requested(hub, "GET")
+
+        assert fetched(force_download=True) == fetched(force_download=True) != fetched() == []
+        assert fetched(force_download=True).count("config.json") == 1
+
+    @pytest.mark.parametrize("pinned", [True, False])
+    def test_nobody_is_asked_for_what_is_in_the_cache(
+        self, hub, repo, published, target, token, tmp_path, monkeypatch, pinned
+    ):
+        pnc_hub.attach(target, repo, token=token, cache_dir=tmp_path).detach()
+        hub.requests.clear()
+        # what huggingface_hub asks the Hub for once per process, to fill in a header
+        monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", None, raising=False)
+        name = f"{repo}@{published}" if pinned else repo
+        pnc_hub.attach(target, name, token=token, cache_dir=tmp_path, local_files_only=not pinned).detach()
+        assert hub.requests == []
+
     def test_the_commit_found_first_is_the_one_that_is_read(self, api, repo, published, token, tmp_path):
         """A push between two downloads must not mix two clones."""
         clone = Clone.from_pretrained(repo, token=token, cache_dir=tmp_path)

@@ -1,31 +1,27 @@
 """The clone as a module: adapters between all layouts, tails that are made narrower, tensors put in place."""
 
-import copy
 import itertools
-import pickle
 
 import pytest
-import timm
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pnc_hub.errors import InsertionPointError, SourceError
+from pnc_hub.errors import InsertionPointError
 from pnc_hub.fusion import SCALARS
 from pnc_hub.module import (
     Adapter,
     CloneModule,
     Gate,
-    Source,
     attributes_of,
     empty,
     put_tensors,
     shrink,
     tensors_of,
     to_maps,
-    without_classifier,
 )
-from pnc_hub.points import INPUT, LAYOUTS, InsertionPoint
+from pnc_hub.points import LAYOUTS, InsertionPoint
+from pnc_hub.source import Source
 
 ARGUMENTS = (("channels", (8, 16, 24, 32)), ("num_classes", 7), ("stem_width", 8))
 
@@ -111,27 +107,8 @@ def test_the_gate_is_linear_minus_its_offset():
     assert_close(gate(target, clone, reject, features), 2 * reject + 3 * features[:, 1] + 0.5 - 4)
 
 
-def test_a_source_is_remembered_and_copied_by_name(source):
-    assert Source.of("resnet18", ARGUMENTS, (3, 32, 32)) is source
-    assert source.num_classes == 7
-    assert source.features == 32
-    assert "layer2.0" in source.skeleton.points
-    for again in (copy.deepcopy(source), pickle.loads(pickle.dumps(source))):
-        assert again is source
-
-
-def test_a_source_gives_out_parts_that_nobody_shares(source):
-    prefix, tail = source.parts("layer2.0")
-    shapes = {name: tensor.shape for name, tensor in tensors_of(tail).items()}
-    assert all(tensor.is_meta for tensor in [*tensors_of(prefix).values(), *tensors_of(tail).values()])
-    shrink(tail, {"layer3.0.conv1.weight": [3, 16, 3, 3]}, {"layer3.0.conv1": {"out_channels": 3}})
-    _, again = source.parts("layer2.0")
-    assert {name: tensor.shape for name, tensor in tensors_of(again).items()} == shapes
-    assert source.parts(INPUT)[0](torch.ones(1)) == 1
-
-
 def test_a_shrunk_tail_runs(source):
-    _, tail = source.parts("layer4.0")
+    tail = source.tail("layer4.0")
     tail.to_empty(device="cpu")
     shapes = {"layer4.1.conv1.weight": [9, 32, 3, 3], "layer4.1.conv2.weight": [32, 9, 3, 3]}
     shapes.update({f"layer4.1.bn1.{name}": [9] for name in ("weight", "bias", "running_mean", "running_var")})
@@ -172,7 +149,7 @@ def test_shrinking_keeps_tuples():
     ],
 )
 def test_tails_never_grow(source, shapes, attributes):
-    _, tail = source.parts("layer3.0")
+    tail = source.tail("layer3.0")
     before = {name: tensor.shape for name, tensor in tensors_of(tail).items()}, attributes_of(tail)
     with pytest.raises(InsertionPointError, match="after the cut can not have"):
         shrink(tail, shapes, attributes)
@@ -190,16 +167,34 @@ def test_tensors_are_put_in_place_and_frozen():
     assert sum(tensor.numel() for tensor in found.values()) == 2 * 3 + 3 + 4 * 3 + 1
 
 
-def test_the_classifier_is_taken_out():
-    model = timm.create_model("mobilenetv2_035", num_classes=5).eval()
-    model, width = without_classifier(model)
-    assert width == 1280
-    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 1280)
+class Tied(nn.Module):
+    """Two layers with one weight, and two names for one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.second.weight, self.third = self.first.weight, self.first
+        self.first.register_buffer("table", torch.ones(4))
+        self.second.register_buffer("table", self.first.table)
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x) + self.first.table) + self.second.table)
 
 
-@pytest.mark.parametrize("architecture", ["deit_tiny_distilled_patch16_224", "convit_tiny"])
-def test_sources_need_one_linear_classifier(architecture):
-    with torch.device("meta"):
-        model = timm.create_model(architecture, num_classes=0)
-    with pytest.raises(SourceError, match=type(model).__name__):
-        without_classifier(model)
+def test_layers_that_share_a_tensor_share_the_new_one():
+    module = Tied().to("meta")
+    module.second.weight, module.second.table = module.first.weight, module.first.table
+    tensors = {"first.weight": torch.randn(4, 4), "first.table": torch.randn(4)}
+    assert tensors_of(module).keys() == tensors.keys()
+    put_tensors(module, tensors)
+    assert module.second.weight is module.first.weight
+    weight, table, x = *tensors.values(), torch.randn(2, 4)
+    assert_close(module(x), ((x @ weight.T + table) @ weight.T + table) @ weight.T)
+
+
+def test_layers_that_share_a_tensor_shrink_together():
+    module = Tied().to("meta")
+    module.second.weight, module.second.table = module.first.weight, module.first.table
+    shrink(module, {"first.weight": [3, 3], "first.table": [3]}, {"first": {"in_features": 3, "out_features": 3}})
+    assert module.second.weight is module.first.weight
+    assert module(torch.empty(2, 3, device="meta")).shape == (2, 3)

@@ -5,8 +5,9 @@ import copy
 import pytest
 import timm
 import torch
-from common import FAMILIES, images, tiny_model
+from common import FAMILIES, images, tiny_clone, tiny_model
 
+import pnc_hub
 from pnc_hub import insertion_points
 from pnc_hub.errors import InsertionPointError
 from pnc_hub.points import INPUT, InsertionPoint, Skeleton, classifier_name, meta_copy
@@ -148,14 +149,49 @@ def test_a_model_without_one_classifier_has_no_name_for_it():
     assert classifier_name(torch.nn.Linear(1, 1)) == ""
 
 
+class Untraceable(torch.nn.Module):
+    """Decides by what is in the image."""
+
+    def forward(self, images):
+        return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))
+
+
 def test_untraceable_models_can_only_be_read_at_the_input():
-    model = on_meta("twins_pcpvt_small")
+    model = Untraceable()
     with pytest.raises(
         InsertionPointError, match=r"no interior insertion point.*universal adapter attaches at its input"
     ):
         insertion_points(model)
     assert Skeleton(model).point(INPUT).grid == (224, 224)
     assert Skeleton(model).trunk(INPUT) == []
+
+
+def test_arguments_other_than_the_image_keep_their_defaults():
+    names = [point.name for point in insertion_points(on_meta("hiera_tiny_224"))]
+    assert names[:3] == [INPUT, "patch_embed", "unroll"]
+    assert "blocks.11" in names
+
+
+def test_a_model_that_wraps_another_is_looked_into():
+    names = [point.name for point in insertion_points(on_meta("qwen3_vit_88m"))]
+    assert "encoder.blocks.6" in names
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "prefix_tokens"),
+    [("pit_ti_distilled_224", "transformers.0.blocks.1", 2), ("cait_xxs24_224", "blocks.3", 0)],
+)
+def test_class_tokens_are_counted_where_the_model_does_not_tell(architecture, name, prefix_tokens):
+    assert Skeleton(on_meta(architecture)).point(name).prefix_tokens == prefix_tokens
+
+
+def test_a_copy_carries_no_clone():
+    source, target = tiny_model("resnet"), tiny_model("convnext")
+    clone = tiny_clone(source, target)
+    expected = insertion_points(target)
+    with pnc_hub.attach(target, clone):
+        assert insertion_points(target) == expected
+        assert vars(meta_copy(target)).keys() == vars(tiny_model("convnext")).keys()
 
 
 @pytest.mark.parametrize("name", ["layer9", "layer2", "layer2.0.conv1", "fc", ""])

@@ -41,6 +41,13 @@ def test_other_numbers_of_channels_are_seen_in_the_first_layer(family, channels)
     assert found.mean[0] == pytest.approx(sum(model.pretrained_cfg["mean"]) / 3)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_are_counted_before_pixels_are_folded_into_them(channels):
+    with torch.device("meta"):
+        model = timm.create_model("tresnet_m", in_chans=channels)
+    assert input_size(model) == (channels, 224, 224)
+
+
 def test_a_model_that_records_nothing_gets_timms_defaults():
     assert Preprocess.of(nn.Linear(1, 1)) == Preprocess((3, 224, 224), *IMAGENET)
     assert input_size(nn.Linear(1, 1)) == (3, 224, 224)

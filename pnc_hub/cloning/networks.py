@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pnc_hub import attachment
 from pnc_hub.errors import SourceError
-from pnc_hub.module import without_classifier
 from pnc_hub.points import INPUT, InsertionPoint, Skeleton
 from pnc_hub.preprocess import Preprocess, Reprocess
+from pnc_hub.source import without_classifier
 
 
 class Lesson(NamedTuple):

@@ -31,8 +31,9 @@ from pnc_hub.config import (
 )
 from pnc_hub.errors import SourceError
 from pnc_hub.fingerprint import fingerprint
-from pnc_hub.module import CloneModule, Gate, Source, put_tensors, tensors_of
+from pnc_hub.module import CloneModule, Gate, put_tensors, tensors_of
 from pnc_hub.points import INPUT, InsertionPoint
+from pnc_hub.source import Source
 
 UNIVERSAL = "universal"
 TOLERANCE = 1e-3

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from pnc_hub.cloning.localize import changes, neighbours, parameters, prune
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.errors import SourceError
-from pnc_hub.module import Source, put_tensors, shrink, tensors_of
+from pnc_hub.module import put_tensors, shrink, tensors_of
 from pnc_hub.points import InsertionPoint
+from pnc_hub.source import Source
 
 CPU = torch.device("cpu")
 # a cut in the middle, inside a stage where the family has one: the residual stream is then the tail's fixed input
@@ -96,7 +97,7 @@ def test_a_pruned_tail_is_smaller_runs_and_can_be_rebuilt_from_its_changes(famil
     arguments = {**source_args(family), "num_classes": 7}
     rebuilt = Source(source.pretrained_cfg["architecture"], arguments, networks.source.preprocess.input_size)
     with torch.device("meta"):
-        again = nn.ModuleDict({"tail": rebuilt.parts(cut.name)[1], "head": nn.Linear(rebuilt.features, 4)})
+        again = nn.ModuleDict({"tail": rebuilt.tail(cut.name), "head": nn.Linear(rebuilt.features, 4)})
     shrink(again, shapes, attributes)
     put_tensors(again, tensors_of(branch))
     again.eval()

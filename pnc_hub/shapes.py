@@ -1,0 +1,107 @@
+"""Quicker passes on the meta device.
+
+torch answers some of the most frequent operations there in Python, at a millisecond each, which makes a pass through a network
+without weights as slow as one with them, and rebuilding an architecture slower still. What such an operation returns
+follows from its arguments' shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Within it, the operations below are not computed for meta tensors that fit together; all others are as ever.
+
+    What does not fit is left to torch, which raises what it raises.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for every operation."""
+        rule = _RULES.get(func)
+        if rule is not None and args and _is_meta(args[0]):
+            result = rule(*args, **(kwargs or {}))
+            if result is not None:
+                return result
+        return func(*args, **(kwargs or {}))
+
+
+def _is_meta(*values: Any) -> bool:
+    """Whether all are tensors on the meta device; proxies of ``torch.fx`` may say so and are none."""
+    return all(type(value) in (Tensor, nn.Parameter) and value.is_meta for value in values)
+
+
+def _fits(parameter: Any, shape: tuple[int, ...]) -> bool:
+    return parameter is None or (_is_meta(parameter) and tuple(parameter.shape) == shape)
+
+
+def _initialise(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """Filling or scaling a tensor in place; with another tensor, shapes would have to be looked at."""
+    return None if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())) else tensor
+
+
+def _activate(tensor: Tensor, inplace: bool = False) -> Tensor:
+    return tensor if inplace else torch.empty_like(tensor)
+
+
+def _gelu(tensor: Tensor, *, approximate: str = "none") -> Tensor:
+    return torch.empty_like(tensor)
+
+
+def _batch_norm(
+    tensor: Tensor,
+    mean: Any,
+    variance: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    *_: Any,
+    **__: Any,
+) -> Tensor | None:
+    fitting = not training and all(_fits(value, tensor.shape[1:2]) for value in (mean, variance, weight, bias))
+    return torch.empty_like(tensor) if fitting and mean is not None else None
+
+
+def _layer_norm(tensor: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor | None:
+    shape = tuple(shape)
+    fitting = tuple(tensor.shape[tensor.dim() - len(shape) :]) == shape
+    fitting = fitting and _fits(weight, shape) and _fits(bias, shape)
+    return tensor.new_empty(tensor.shape) if fitting else None
+
+
+def _linear(tensor: Tensor, weight: Any, bias: Any = None) -> Tensor | None:
+    fitting = _is_meta(weight) and weight.dim() == 2 and tensor.dim() > 1 and tensor.shape[-1] == weight.shape[1]
+    fitting = fitting and _fits(bias, tuple(weight.shape[:1]))
+    return tensor.new_empty((*tensor.shape[:-1], weight.shape[0])) if fitting else None
+
+
+def _attend(
+    query: Tensor, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, **more: Any
+) -> Tensor | None:
+    fitting = _is_meta(key, value) and query.shape == key.shape == value.shape and query.dim() == 4
+    return torch.empty_like(query) if fitting and attn_mask is None and not more.get("enable_gqa") else None
+
+
+_RULES: dict[Any, Callable[..., Tensor | None]] = {
+    F.batch_norm: _batch_norm,
+    F.layer_norm: _layer_norm,
+    F.linear: _linear,
+    F.gelu: _gelu,
+    F.scaled_dot_product_attention: _attend,
+    **dict.fromkeys((F.silu, F.hardswish, F.hardsigmoid, F.relu6), _activate),
+    **dict.fromkeys(
+        (
+            *(Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_, Tensor.fill_, Tensor.zero_),
+            *(Tensor.mul_, Tensor.add_),
+        ),
+        _initialise,
+    ),
+}

@@ -1,0 +1,122 @@
+"""A source rebuilt from its architecture's name, on the meta device, and the parts that a cut makes of it."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, fx, nn
+
+from pnc_hub.errors import SourceError
+from pnc_hub.points import InsertionPoint, Skeleton, classifier_name
+from pnc_hub.shapes import ShapesOnly
+
+
+class Part(nn.Module):
+    """A part of a source: what comes before a cut (``"prefix"``), or after it (``"tail"``).
+
+    ``fx.GraphModule`` makes a new class and new code for every instance; graphs that torch.compile has made of one would not
+    serve the next. All instances of one part of one source run the same function.
+    """
+
+    def __init__(self, source: Source, side: str, cut: str) -> None:
+        """Its modules are those of ``source.skeleton``, on the meta device."""
+        super().__init__()
+        self._origin = (source, side, cut)
+        graph: fx.GraphModule = getattr(source.skeleton, side)(source.skeleton.model, cut)
+        self._function = type(graph).forward
+        for table in ("_parameters", "_buffers", "_modules"):
+            getattr(self, table).update(getattr(graph, table))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Images -> feature at the cut, or feature at the cut -> penultimate feature."""
+        return self._function(self, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Code does not pickle; it is made again from the architecture's name."""
+        return {name: value for name, value in self.__dict__.items() if name != "_function"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        source, side, cut = self._origin
+        self._function = source.part(side, cut)._function
+
+
+class Source:
+    """A source architecture, rebuilt on the meta device with its classifier taken out."""
+
+    def __init__(self, architecture: str, model_args: dict[str, Any], size: tuple[int, int, int]) -> None:
+        """Build ``architecture`` with ``model_args`` for images of ``size``; all have been checked by the caller."""
+        with ShapesOnly(), torch.device("meta"):
+            model = timm.create_model(architecture, pretrained=False, **model_args)
+        self._key = (architecture, tuple(sorted(model_args.items())), size)
+        self.skeleton = Skeleton(model, size, own=True)
+        self.num_classes = int(model.num_classes)
+        self.model, self.features = without_classifier(self.skeleton.model)
+        self._parts: dict[tuple[str, str], Part] = {}
+        self.passed: set[bytes] = set()  # what ``assembly`` has found to run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the name alone."""
+        return Source.of, self._key
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Source:
+        return self
+
+    def prefix(self, cut: str) -> Part:
+        """What comes before ``cut``, on the meta device; it may be changed, nothing is shared with other calls."""
+        return _copied(self.part("prefix", cut))
+
+    def tail(self, cut: str) -> Part:
+        """What comes after ``cut``, on the meta device; it may be changed, nothing is shared with other calls."""
+        return _copied(self.part("tail", cut))
+
+    def point(self, cut: str) -> InsertionPoint:
+        """What the feature at ``cut`` looks like.
+
+        Raises:
+            InsertionPointError: there is no such place to cut.
+        """
+        return self.skeleton.point(cut)
+
+    def part(self, side: str, cut: str) -> Part:
+        """The one that ``prefix`` and ``tail`` copy."""
+        key = (side, cut)
+        return self._parts.get(key) or self._parts.setdefault(key, Part(self, side, cut))
+
+    @classmethod
+    @lru_cache(maxsize=32)
+    def of(cls, architecture: str, model_args: tuple[tuple[str, Any], ...], size: tuple[int, int, int]) -> Source:
+        """The same, remembered: an artifact is often attached more than once in a process."""
+        return cls(architecture, dict(model_args), size)
+
+
+def without_classifier(model: nn.Module) -> tuple[nn.Module, int]:
+    """Replace the classifier of ``model`` in place by the identity; returns (model, features that it took in).
+
+    Raises:
+        SourceError: the model does not end in one linear classifier.
+    """
+    name = classifier_name(model)
+    classifier = model.get_submodule(name) if name else None
+    if not isinstance(classifier, (nn.Linear, nn.Conv2d)) or getattr(classifier, "kernel_size", (1, 1)) != (1, 1):
+        raise SourceError(
+            f"{type(model).__name__} can not be a source: its classifier is"
+            f" {type(classifier).__name__ if classifier is not None else 'missing or not one layer'}, and cloning needs"
+            " the rows of one linear (or 1x1 convolutional) layer. Use a model with a single classifier."
+        )
+    width = classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
+    model.set_submodule(name, nn.Identity())
+    return model, width
+
+
+def _copied(part: Part) -> Part:
+    """A deep copy. Every layer has a dozen empty tables of hooks, and copying those one by one takes half of the time."""
+    tables = (table for layer in part.modules() for table in vars(layer).values())
+    return copy.deepcopy(
+        part, {id(table): OrderedDict() for table in tables if table == {} and type(table) is OrderedDict}
+    )
