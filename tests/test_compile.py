@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import pnc_hub
 from pnc_hub.points import INPUT
 
-FAMILIES = ("resnet", "vit", "swin")
+FAMILIES = ("resnet", "vit")
 
 
 @pytest.fixture(autouse=True)
