@@ -40,17 +40,19 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
     """
     source = _source(config)
     branch = _branch(config, source)
-    _fill(branch, files.WEIGHTS, read)
     own = nn.ModuleDict({"gate": Gate(branch["head"].in_features, device="meta")})
-    if adapter.insertion.module == INPUT:
-        prefix = source.prefix(config.cut.module)
-        _try(prefix, adapter.insertion.point(), f"adapter {adapter.name!r}", source, config.cut.module)
-        _fill(nn.ModuleDict({"prefix": prefix}), files.PREFIX, read)
-        first: nn.Module = nn.Sequential(Reprocess(given, config.preprocess.value()), prefix)
+    cut, point, at_input = config.cut.module, adapter.insertion.point(), adapter.insertion.module == INPUT
+    first: nn.Module
+    if at_input:
+        first = source.prefix(cut)
     else:
-        first = own["adapter"] = Adapter(adapter.insertion.point(), source.point(config.cut.module), device="meta")
-        _try(first, adapter.insertion.point(), f"adapter {adapter.name!r}", source, config.cut.module)
+        first = own["adapter"] = Adapter(point, source.point(cut), device="meta")
+    _try(first, point, f"adapter {adapter.name!r}", source, cut)
+    _fill(branch, files.WEIGHTS, read)
     _fill(own, adapter.file, read)
+    if at_input:
+        _fill(nn.ModuleDict({"prefix": first}), files.PREFIX, read)
+        first = nn.Sequential(Reprocess(given, config.preprocess.value()), first)
     module = CloneModule(first, branch["tail"], branch["head"])
     return module.requires_grad_(False).eval(), own["gate"].requires_grad_(False).eval()
 
@@ -89,15 +91,14 @@ def _branch(config: CloneConfig, source: Source) -> nn.ModuleDict:
         raise MalformedArtifactError(
             f"a source_index is beyond the source's {source.num_classes} classes", file=files.CONFIG
         )
-    rows = len(config.classes) + 1  # one for the reject logit
+    cut, rows = config.cut.module, len(config.classes) + 1  # one row is for the reject logit
     head = nn.Linear(source.features, rows, device="meta", dtype=torch.float32)
-    branch = nn.ModuleDict({"tail": source.tail(config.cut.module), "head": head})
+    branch = nn.ModuleDict({"tail": source.tail(cut), "head": head})
     try:
         shrink(branch, config.tail.shapes, config.tail.attributes)
     except InsertionPointError as error:
         raise MalformedArtifactError(f"{error!s:.500}", file=files.CONFIG) from None
     tail = nn.Sequential(branch["tail"], branch["head"])
-    cut = config.cut.module
     _try(tail, source.point(cut), "its tail", source, cut, rows, asdict(config.tail))
     return branch
 

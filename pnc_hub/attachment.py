@@ -95,7 +95,7 @@ class Attachment:
                 if model is not None:
                     for step in detour.installed(model).values():
                         step.forget(self)
-                    joined.forget(self)
+                    joined.forget_interrupted()
                     patch.uninstall(model, joined, {member.insertion for member in joined.members})
                     joined.show_width(model)
             self._patch = self._branch = None
@@ -190,7 +190,7 @@ def attach(
     at once. ``detach`` leaves the model as it was.
 
     Args:
-        model: a timm classifier. It may be in use by other threads.
+        model: a timm classifier, plain, compiled or in ``DistributedDataParallel``. It may be in use by other threads.
         clone: ``"user/name"``, ``"user/name@revision"``, a local folder, or a ``Clone``.
         revision: branch, tag or commit sha on the Hub.
         token: Hub token.

@@ -116,13 +116,12 @@ def uninstall(model: nn.Module, patch: Patch) -> None:
 
 def installed(model: nn.Module) -> dict[str, Detour]:
     """The stand-ins that ``model`` has, by the step that they stand for."""
-    owners = {step: getattr(vars(model).get(step), "__self__", None) for step in STEPS}
-    return {step: owner for step, owner in owners.items() if isinstance(owner, Detour)}
+    return {step: detour for step in STEPS if (detour := _at(model, step)) is not None}
 
 
 def is_installed(model: nn.Module) -> bool:
     """Whether a call of ``model`` comes by ``forward_features``'s stand-in."""
-    return isinstance(getattr(vars(model).get("forward_features"), "__self__", None), Detour)
+    return _at(model, "forward_features") is not None
 
 
 def overrides(module: nn.Module) -> dict[str, Any]:
@@ -134,6 +133,11 @@ def overrides(module: nn.Module) -> dict[str, Any]:
     if "_hf_hook" in vars(module):
         found.update({name: None for name in ("_hf_hook", "_old_forward", "forward") if name in vars(module)})
     return found
+
+
+def _at(model: nn.Module, step: str) -> Detour | None:
+    owner = getattr(vars(model).get(step), "__self__", None)
+    return owner if isinstance(owner, Detour) else None
 
 
 def _first_tensor(value: Any) -> Tensor | None:

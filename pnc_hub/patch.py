@@ -157,8 +157,8 @@ class Patch(nn.Module):
         members, features = self.finish(calls.under_way(model))
         return None if output is None or not members else self.extended(model, output, members, features)
 
-    def forget(self, attachment: Attachment) -> None:
-        """Let go of ``attachment`` in what an interrupt has left behind in this thread."""
+    def forget_interrupted(self) -> None:
+        """Let go of what an interrupt has left behind in this thread."""
         state = self._pass.state
         if state and not calls.lasts(state["key"]):
             state.clear()

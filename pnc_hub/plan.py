@@ -83,8 +83,7 @@ def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterC
     """
     names = {name for name, _ in model.named_modules()}
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    joined = patch_of(model)
-    width = joined.own_width(model) if joined else int(model.num_classes)
+    width = _own_width(model)
     made_for = [adapter for adapter in clone.config.adapters if adapter.target is not None]
     for adapter in made_for:
         target, insertion = adapter.target, adapter.insertion
@@ -147,9 +146,7 @@ def _mismatch(model: nn.Module, made_for: list[AdapterConfig], architecture: str
 
 def check_labels(model: nn.Module, clone: Clone, present_clones: Iterable[Attachment]) -> None:
     """Raise ``ClassCollisionError`` if a cloned class has the name of one that the model or another clone has."""
-    joined = patch_of(model)
-    width = joined.own_width(model) if joined else int(model.num_classes)
-    present = {same_label(name): "the model" for names in class_names(model, width) or () for name in names}
+    present = {same_label(name): "the model" for names in class_names(model, _own_width(model)) or () for name in names}
     for attachment in present_clones:
         present.update((same_label(label), repr(attachment)) for label in attachment.labels)
     for label in clone.labels:
@@ -158,3 +155,8 @@ def check_labels(model: nn.Module, clone: Clone, present_clones: Iterable[Attach
                 f"the clone adds class {label!r}, which {present[same_label(label)]} already has; attach it with"
                 " on_collision='allow' to have both"
             )
+
+
+def _own_width(model: nn.Module) -> int:
+    joined = patch_of(model)
+    return joined.own_width(model) if joined else int(model.num_classes)

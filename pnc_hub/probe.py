@@ -99,10 +99,8 @@ def feature_error(model: nn.Module, clone: Clone, adapter: AdapterConfig, size: 
 
     handle = model.get_submodule(adapter.insertion.module).register_forward_hook(read)
     try:
-        with (
-            suppress(_EnoughError),
-            torch.compiler.set_stance("force_eager"),
-        ):  # a compiled graph would not see the hook
+        # eagerly, because a compiled graph would not see the hook
+        with suppress(_EnoughError), torch.compiler.set_stance("force_eager"):
             model(enlarge(shipped["image"], size).to(reference))
     finally:
         handle.remove()

@@ -1,6 +1,6 @@
 """Quicker passes on the meta device.
 
-torch answers some of the most frequent operations there in Python, at a millisecond each, which makes a pass through a network
+torch answers some of the most frequent operations there in Python and slowly, which makes a pass through a network
 without weights as slow as one with them, and rebuilding an architecture slower still. What such an operation returns
 follows from its arguments' shapes.
 """
