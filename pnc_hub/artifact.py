@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -31,6 +31,8 @@ class Clone:
         config: the parsed ``config.json``.
         repo_id: where it came from: a Hub id, a folder, or None for one just learned.
         revision: the commit it was read at, when it came from the Hub.
+        curve: one just learned knows the places it might have been inserted at, best first: ``insertion``, ``cut``, ``match``,
+            ``tar``, ``avg_u``, ``auroc`` (closed form, held-out images), ``parameters`` and ``macs`` (unpruned). Not stored.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Clone:
         """
         self.config, self.repo_id, self.revision = config, repo_id, revision
         self._tensors, self._locate = tensors, locate
+        self.curve: tuple[dict[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         where = f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id

@@ -88,6 +88,7 @@ def run(output: Path, seed: int = 0, say: Callable[[str], None] = print, progres
             Digits(SOURCE_DIGITS, seed, train=True),
             target_data=Digits(TARGET_DIGITS, seed, train=True),
             source_args=SOURCE_ARGS,
+            flip=False,
             seed=seed,
             progress=progress,
         )

@@ -21,6 +21,7 @@ from pnc_hub.preprocess import resize
 WIDTH_ATTRIBUTES = (
     *("in_channels", "out_channels", "groups", "in_features", "out_features"),
     *("num_features", "num_channels", "normalized_shape"),
+    *("num_heads", "attn_dim"),
 )
 
 
@@ -67,7 +68,10 @@ class CloneModule(nn.Module):
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns ([B, K], [B], [B, C]): the penultimate feature comes last."""
-        penultimate = self.tail(self.adapter(feature))
+        return self.answer(self.tail(self.adapter(feature)))
+
+    def answer(self, penultimate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of the penultimate feature [B, C]."""
         logits = self.head(penultimate)
         return logits[:, :-1], logits[:, -1], penultimate
 

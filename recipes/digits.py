@@ -1,54 +1,80 @@
-"""The demo's digits over several seeds: what is lost on either side, at which size, and whether the target is restored.
+"""The demo's networks and digits over several seeds: what is lost on either side, at which size.
 
 python recipes/digits.py --seeds 0 1 2 3 4 --json digits.json
 """
 
-import argparse
-import json
-import statistics
-import tempfile
-from pathlib import Path
+from __future__ import annotations
+
+from argparse import Namespace
+from functools import lru_cache
+
+import protocol
+import timm
+import torch
+from reading import TensorImages
+from task import FEW, Task
+from torch import nn
 
 from pnc_hub import demo
 
-COLUMNS = ("ori_drop", "tar_drop", "auroc", "diverted", "kept", "seconds")
+MEAN = STD = (0.5,)
 
 
-def main() -> None:
-    """Run the demo once per seed and print a row for each, then the means."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    arguments = parser.parse_args()
-    rows = []
-    print(f"{'clone':<8}{'seed':>5}" + "".join(f"{name:>10}" for name in COLUMNS) + "  restored  insertion -> cut")
-    for seed in arguments.seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            report = demo.run(Path(folder), seed, say=lambda _text: None, progress=False)
-        for name, row in report["clones"].items():
-            found = {
-                **row,
-                "benchmark": "digits",
-                "clone": name,
-                "seed": seed,
-                "regime": "R4",
-                "ori_drop": report["target_accuracy"] - row["ori"],
-                "tar_drop": row["source_alone"] - row["tar"],
-            }
-            rows.append(found)
-            print(
-                _line(found, str(seed)) + f"  {found['restored']!s:<9} {row['insertion']} -> {row['cut']}", flush=True
-            )
-    for name in demo.CLONED:
-        own = [row for row in rows if row["clone"] == name]
-        print(_line({"clone": name, **{c: statistics.mean(row[c] for row in own) for c in COLUMNS}}, "mean"))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+@lru_cache(maxsize=1)
+def pair(seed: int) -> tuple[nn.Module, nn.Module]:
+    """A ResNet that knows the digits 5 to 9 and a ConvNeXt that knows 0 to 4, trained as in the demo."""
+    source = demo._trained("resnet18", demo.SOURCE_DIGITS, seed, progress=False, **demo.SOURCE_ARGS)
+    return source, demo._trained("convnext_atto", demo.TARGET_DIGITS, seed, progress=False, **demo.TARGET_ARGS)
 
 
-def _line(row: dict, seed: str) -> str:
-    return f"{row['clone']:<8}{seed:>5}" + "".join(f"{row[name]:>10.4f}" for name in COLUMNS)
+def images(digits: range | tuple[int, ...], seed: int, train: bool) -> TensorImages:
+    """The demo's images of ``digits``, labelled by position."""
+    found = demo.Digits(digits, seed, train)
+    # the demo's are in [-1, 1] and already enlarged
+    stored = (found.images + 1).mul(127.5).round().to(torch.uint8)
+    return TensorImages(stored, found.targets, MEAN, STD)
 
+
+def untrained(num_classes: int) -> nn.Module:
+    """The demo's target with random weights."""
+    overlay = {"input_size": (1, demo.SIDE, demo.SIDE), "mean": MEAN, "std": STD}
+    return timm.create_model(
+        "convnext_atto", num_classes=num_classes, in_chans=1, pretrained_cfg_overlay=overlay, **demo.TARGET_ARGS
+    )
+
+
+def make(arguments: Namespace, seed: int, regime: str) -> Task:
+    """One task."""
+    source, target = pair(seed)
+    cloned = demo.CLONED[arguments.clone]
+    known = images(demo.TARGET_DIGITS, seed, train=True)
+    return Task(
+        benchmark="digits",
+        seed=seed,
+        regime=regime,
+        source=source,
+        target=target,
+        labels=[str(digit) for digit in cloned],
+        rows=[demo.SOURCE_DIGITS.index(digit) for digit in cloned],
+        new=images(cloned, seed, train=True),
+        old={"R1": None, "R3": known.few(FEW, seed), "R4": known}[regime],
+        new_test=images(cloned, seed, train=False),
+        old_test=images(demo.TARGET_DIGITS, seed, train=False),
+        untrained=untrained,
+        epochs=20,
+        source_args=demo.SOURCE_ARGS,
+        device=arguments.device,
+    )
+
+
+BENCHMARK = protocol.Benchmark(
+    name="digits",
+    make=make,
+    options={"--clone": {"choices": list(demo.CLONED), "default": "five", "help": "5, 6, 7, 8, 9 or 5, 7, 9"}},
+    seeds=(0, 1, 2, 3, 4),
+    regimes=("R1", "R3", "R4"),
+    needs_data=False,
+)
 
 if __name__ == "__main__":
-    main()
+    protocol.main(BENCHMARK)

@@ -81,7 +81,7 @@ def tiny_clone(
         cuts = list(networks.cuts().values())
         at = networks.points()[insertion] if insertion else points[len(points) // 2]
         after = networks.cuts()[cut] if cut else next(p for p in cuts[len(cuts) // 2 :] if p.layout != "NC")
-        reject = (torch.randn(networks.width) * 0.1, torch.zeros(()))
+        reject = (torch.randn(1, networks.width) * 0.1, torch.zeros(1))
         tail, head = networks.tail(after.name), networks.head_rows(reject)
         if keep is not None:
             size = sum(p.numel() for p in [*tail.parameters(), *head.parameters()])
@@ -91,9 +91,10 @@ def tiny_clone(
             local = [(feature, torch.zeros(4, dtype=torch.long), torch.ones(4))]
             tail, head = prune(tail, head, after, local, int(keep * size))
         module = CloneModule(Adapter(at, after), tail, head).eval().requires_grad_(False)
-        learned = Learned(module, _random_gate(head), _random_gate(head), at, after, 0.0)
+        gates = _random_gate(head), _random_gate(head) if universal else None
+        learned = Learned(module, *gates, at, after, 0.0)
         described = source_config(source, source_args(family), None, "apache-2.0", networks)
-        return package(learned, networks, described, dict(zip(labels, rows, strict=True)), None, target, universal)
+        return package(learned, networks, described, dict(zip(labels, rows, strict=True)), None, target)
 
 
 def images(count: int = 4, seed: int = 0, side: int = SIDE, channels: int = 3) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from pnc_hub.cloning.data import UNLABELLED, Images
 from pnc_hub.errors import DataError
-
-HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Split:
     report: Dataset
 
     @classmethod
-    def of(cls, dataset: Images, seed: int) -> Split:
-        """Split every class in the same proportions by ``seed``: thrice a tenth, at least one image, is held out."""
+    def of(cls, dataset: Images, seed: int, held_out: float = 0.1) -> Split:
+        """Split every class in the same proportions by ``seed``: thrice ``held_out``, at least one image, is kept back."""
         rng = np.random.RandomState(seed)
         labels = np.asarray(dataset.labels)
         if not len(labels):
@@ -46,7 +46,7 @@ class Split:
                     f"class {label} has {len(members)} images; {len(parts)} at least are needed: to learn, to choose,"
                     " to calibrate and to report"
                 )
-            held = max(1, round(HELD_OUT * len(members)))
+            held = max(1, round(held_out * len(members)))
             for part, chosen in zip(parts, np.split(members[::-1], [-3 * held, -2 * held, -held]), strict=True):
                 part.extend(chosen.tolist())
         return cls(*(Subset(dataset, sorted(part)) for part in parts))
@@ -62,6 +62,7 @@ class Batches:
     batch_size: int
     workers: int
     seed: int
+    covered: bool = True  # whether ``target`` has images of most of the target's classes
 
     @property
     def used(self) -> int:
@@ -69,25 +70,50 @@ class Batches:
         splits = [split for split in (self.cloned, self.target) if split is not None]
         return sum(len(split.fit) + len(split.choose) + len(split.calibrate) for split in splits)
 
-    def loader(self, parts: Iterable[Dataset | None], shuffle: bool = False, most: int | None = None) -> DataLoader:
-        """Batches over several data sets together; at most ``most`` images, drawn by the seed."""
-        dataset: Any = ConcatDataset([part for part in parts if part is not None])
-        generator = torch.Generator().manual_seed(self.seed)
-        if most is not None and len(dataset) > most:
-            dataset = Subset(dataset, torch.randperm(len(dataset), generator=generator)[:most].tolist())
+    def loader(
+        self, parts: Iterable[Dataset | None], shuffle: bool = False, most: int | None = None, whole: bool = False
+    ) -> DataLoader:
+        """Batches over several data sets together, shared among the processes.
+
+        Of n processes the p-th reads the batches p, p + n, ... of those that one process reads. Shuffled ones, which are
+        learned from step by step, are smaller in proportion, so that a step sees as many images as in one process; the few
+        that do not give every process a batch are left out of this pass.
+
+        Args:
+            parts: the data sets.
+            shuffle: in another order each time.
+            most: at most so many images, drawn by the seed.
+            whole: every process reads all batches.
+        """
+        dataset = self._drawn(ConcatDataset([part for part in parts if part is not None]), most)
+        size, processes = self.batch_size, self.accelerator.num_processes
+        shared = shuffle and processes > 1
+        if shared:
+            size = max(1, len(dataset) // (processes * math.ceil(len(dataset) / size)))
         loader = DataLoader(
             dataset,
-            self.batch_size,
+            size,
             shuffle=shuffle,
             num_workers=self.workers,
-            generator=generator if shuffle else None,
+            generator=torch.Generator().manual_seed(self.seed) if shuffle else None,
+            drop_last=shared,
         )
+        if whole:
+            return prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
         return self.accelerator.prepare(loader)
 
-    def mixed(self, name: str, **options: Any) -> DataLoader:
-        """Images of both sides from the part ``name``; the target's come unlabelled."""
-        other = getattr(self.target, name) if self.target else None
-        return self.loader([getattr(self.cloned, name), _Unlabelled(other) if other else None], **options)
+    def mixed(self, name: str, each: int | None = None, **options: Any) -> DataLoader:
+        """Images of both sides from the part ``name``, at most ``each`` of either; the target's come unlabelled."""
+        sides = [getattr(self.cloned, name)]
+        if self.target:
+            sides.append(_Unlabelled(getattr(self.target, name)))
+        return self.loader([self._drawn(side, each) for side in sides], **options)
+
+    def _drawn(self, dataset: Any, most: int | None) -> Any:
+        if most is None or len(dataset) <= most:
+            return dataset
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
+        return Subset(dataset, order[:most].tolist())
 
 
 class _Unlabelled(Dataset):

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from pnc_hub import checks, labels
-from pnc_hub.errors import DataError, ImageError, SourceError
+from pnc_hub.cloning.streams import Streamed
+from pnc_hub.errors import DataError, ImageError, PncHubError, SourceError
 from pnc_hub.labels import same_label
 from pnc_hub.preprocess import Preprocess
 
 UNLABELLED = -1
-READERS = ("hfds/", "hfids/", "tfds/", "torch/", "wds/")
+# Names that timm.data.create_dataset opens, and what has to be installed for them.
+READERS: dict[str, tuple[str, ...]] = {
+    "hfds": ("datasets",),
+    "hfids": ("datasets",),
+    "tfds": ("tensorflow", "tensorflow_datasets"),
+    "torch": (),
+    "wds": ("webdataset",),
+}
 
 
 class Images(Dataset):
@@ -53,37 +62,100 @@ class Images(Dataset):
         return self.transform(image.convert("L" if self.preprocess.input_size[0] == 1 else "RGB"))
 
 
-def open_dataset(data: Any) -> Any:
-    """A folder of class folders, a ``timm.data.create_dataset`` name, or a torch dataset, as a dataset of (image, label).
+def open_dataset(data: Any, seed: int = 0) -> Any:
+    """Images from wherever they are, as a dataset of (image, label) that can be read by index.
+
+    Args:
+        data: one of
+
+            1. a folder with a folder of images per class;
+            2. a tar file with a folder of images per class, or a folder of tar files, one per class;
+            3. a name that ``timm.data.create_dataset`` opens, of which the split ``train`` is read: ``hfds/user/name``,
+               ``hfids/user/name``, ``tfds/name``, ``torch/name``, ``wds/folder`` or ``wds/folder/{0000..0099}.tar``;
+            4. a dataset of ``timm.data`` or torch, for other splits or labels.
+        seed: of the sample that is drawn from a stream (``hfids``, ``tfds``, ``wds`` or a torch ``IterableDataset``), see
+            ``pnc_hub.cloning.streams``. Every one of several processes reads the whole stream, and it must give the same
+            images in the same order to each.
 
     Raises:
-        DataError: it is none of these, or can not be read.
+        DataError: it is none of these, or can not be read, or a package for it is missing.
     """
-    from timm.data import ImageDataset, create_dataset
-
-    if isinstance(data, (str, Path)):
-        try:
-            if Path(data).is_dir():
-                return ImageDataset(str(data))
-            if str(data).startswith(READERS):
-                return create_dataset(str(data), root="")
-        except Exception as error:  # readers of every kind and origin stand behind these calls
-            raise DataError(f"no images could be read from {str(data)!r} ({type(error).__name__}: {error})") from error
-        raise DataError(
-            f"{str(data)!r} is no folder. Valid are: 1. a folder with a folder of images per class; 2. a name that"
-            f" timm.data.create_dataset opens ({', '.join(READERS)}...); 3. a torch Dataset of (image, label)"
-        )
+    name = str(data) if isinstance(data, (str, Path)) else None
+    if name is not None:
+        data = _failing(f"no images could be read from {name!r}", _opened, name)
+    if isinstance(data, IterableDataset):
+        _unshard(getattr(data, "reader", None))
+        what = "the stream" if name is None else repr(name)
+        return _failing(f"no images could be read from {what}", _sampled, data, seed)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return data
     raise DataError(
-        "images come as a folder of class folders, a timm.data.create_dataset name, or a torch Dataset of (image, label);"
+        "images come as a folder of class folders, a tar file, a timm.data.create_dataset name, or a dataset of (image, label);"
         f" received a {type(data).__name__}"
     )
 
 
+def _failing(what: str, read: Any, *arguments: Any) -> Any:
+    try:
+        return read(*arguments)
+    except PncHubError:
+        raise
+    except Exception as error:  # readers of every kind and origin stand behind these calls
+        raise DataError(f"{what} ({type(error).__name__}: {error})") from error
+
+
+def _opened(name: str) -> Any:
+    from timm.data import ImageDataset, create_dataset
+    from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+
+    path = Path(name)
+    if (path.is_file() and path.suffix == ".tar") or (path.is_dir() and any(path.glob("*.tar"))):
+        # without its cache, which it writes beside the data
+        return ImageDataset(name, reader=ReaderImageInTar(name, cache_tarinfo=False))
+    if path.is_dir():
+        return ImageDataset(name)
+    kind, _, rest = name.partition("/")
+    if kind.lower() not in READERS or not rest:
+        raise DataError(
+            f"{name!r} is no folder. Valid are: 1. a folder with a folder of images per class; 2. a tar file of such, or a"
+            f" folder of tar files; 3. a name that timm.data.create_dataset opens ({'/, '.join(READERS)}/...); 4. a dataset of"
+            " (image, label)"
+        )
+    missing = [package for package in READERS[kind.lower()] if find_spec(package) is None]
+    if missing:
+        raise DataError(f"{name!r} is read with {' and '.join(missing)}: pip install {' '.join(missing)}")
+    if kind.lower() == "wds":
+        root, _, shards = rest.rpartition("/")
+        root, split = (root, shards) if ".tar" in shards else (rest, "train")
+        return create_dataset("wds/", root=root, split=split)
+    if kind.lower() == "torch":
+        return create_dataset(name, root="", split="train")
+    # streams are read to their end, so that it does not matter that their length may be unknown
+    length = {"num_samples": 1} if kind.lower() == "hfids" else {}
+    return create_dataset(name, split="train", **length)
+
+
+def _sampled(stream: IterableDataset, seed: int) -> Streamed:
+    sample = Streamed(stream, seed)
+    reader = getattr(stream, "reader", None)
+    features = getattr(getattr(reader, "ds", None), "features", None) or {}  # hfids may know them only now
+    label = features.get(getattr(reader, "target_key", "label"))
+    sample.classes = class_names(stream) or getattr(label, "names", None)
+    return sample
+
+
+def _unshard(reader: Any) -> None:
+    """Let every process read all of the stream; timm's readers take the share of their process."""
+    if hasattr(reader, "dist_num_replicas"):
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+        reader.global_num_workers = getattr(reader, "num_workers", 1)
+
+
 def class_names(dataset: Any) -> list[str] | None:
     """Names of the labels 0, 1, ... of ``dataset``, or None where it has none."""
-    to_index = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or getattr(dataset, "class_to_idx", None)
+    places = (getattr(dataset, "reader", None), dataset)
+    found = (getattr(place, name, None) for place in places for name in ("class_to_idx", "class_name_to_idx"))
+    to_index = next(filter(None, found), None)
     if to_index:
         return [str(name) for name, _ in sorted(to_index.items(), key=lambda item: item[1])]
     names = getattr(dataset, "classes", None)
@@ -190,15 +262,20 @@ def _resolve(entry: Any, known: list[tuple[str, ...]] | None, source: nn.Module,
 
 
 def _labels(dataset: Any) -> list[int]:
-    samples = getattr(getattr(dataset, "reader", None), "samples", None)
-    if samples is not None:
-        return [int(label) for _, label in samples]
-    targets = getattr(dataset, "targets", None)
-    if targets is None and isinstance(dataset, torch.utils.data.TensorDataset):
+    """Label of every image, without reading the images if the dataset allows it."""
+    reader, targets = getattr(dataset, "reader", None), getattr(dataset, "targets", None)
+    if hasattr(reader, "iter_targets"):  # Hugging Face datasets: the column
+        targets = _failing("the labels could not be read", list, reader.iter_targets())
+    elif hasattr(reader, "targets"):  # tar files
+        targets = reader.targets
+    elif hasattr(reader, "samples"):  # folders
+        targets = (sample[1] for sample in reader.samples)
+    elif targets is None and isinstance(dataset, torch.utils.data.TensorDataset):
         targets = dataset.tensors[1]
     if targets is None:
-        targets = [dataset[index][1] for index in range(len(dataset))]
-    return [int(label) for label in targets]
+        targets = (dataset[index][1] for index in range(len(dataset)))
+    renumber = getattr(dataset, "target_transform", None) if reader is not None else None
+    return [int(renumber(label) if renumber else label) for label in targets]
 
 
 def _transform(preprocess: Preprocess) -> Any:

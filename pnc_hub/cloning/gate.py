@@ -48,8 +48,20 @@ class Evidence:
         """[N]; positive where the prediction goes to the clone."""
         return fusion.diversion_margin(self.target_logits, self.clone_logits, self.gate_logit(gate))
 
+    def accuracy(self, gate: Gate, cloned: bool) -> float:
+        """Of the joint answer, on images of the cloned classes or of others; those of unknown class need only stay."""
+        diverted, logits = self.margin(gate) > 0, self.clone_logits if cloned else self.target_logits
+        right = (logits.argmax(1) == self.labels) | (self.labels < 0)
+        return float((right & (diverted == cloned)).float().mean())
 
-def fit(cloned: Evidence, target: Evidence | None, held_out: tuple[Evidence, Evidence | None], universal: bool) -> Gate:
+
+def fit(
+    cloned: Evidence,
+    target: Evidence | None,
+    held_out: tuple[Evidence, Evidence | None],
+    universal: bool,
+    covered: bool = True,
+) -> Gate:
     """A gate from evidence on images of the cloned classes and, if there are any, of the target's.
 
     Args:
@@ -57,10 +69,14 @@ def fit(cloned: Evidence, target: Evidence | None, held_out: tuple[Evidence, Evi
         target: images of the target's classes, or None.
         held_out: the same two, to choose the penalty on.
         universal: leave out what depends on the target's logits, so that the gate fits any target.
+        covered: whether images of most of the target's classes are there. A gate learned on a few easy ones diverts
+            images of the others; then the two networks' own energies decide, as if their logits stood side by side.
     """
     columns = _UNIVERSAL if universal else list(range(len(fusion.SCALARS)))
-    if target is None:
-        return _from_cloned_alone(cloned, universal)
+    if target is None and universal:
+        return _from_cloned_alone(cloned)
+    if target is None or not (covered or universal):
+        return side_by_side(cloned.features.shape[1])
     x = torch.cat([_inputs(cloned, columns), _inputs(target, columns)]).numpy()
     y = np.r_[np.ones(len(cloned)), np.zeros(len(target))]
     x_held = torch.cat([_inputs(part, columns) for part in held_out]).numpy()
@@ -68,7 +84,7 @@ def fit(cloned: Evidence, target: Evidence | None, held_out: tuple[Evidence, Evi
     mean, spread = x.mean(0), x.std(0) + 1e-6
     fitted = [
         _logistic((x - mean) / spread, y, penalty, width)
-        for width in (len(columns), x.shape[1])
+        for width in sorted({len(columns), x.shape[1]})
         for penalty in PENALTIES
     ]
     weight, bias = min(fitted, key=lambda solution: _log_loss((x_held - mean) / spread, y_held, *solution))
@@ -80,7 +96,17 @@ def fit(cloned: Evidence, target: Evidence | None, held_out: tuple[Evidence, Evi
     return gate
 
 
-def best_offset(gate: Gate, cloned: Evidence, target: Evidence | None, locality_budget: float | None) -> float:
+def side_by_side(features: int) -> Gate:
+    """The gate under which the fused logits are those of both networks side by side: s = E(clone) - E(target)."""
+    gate = Gate(features).requires_grad_(False)
+    gate.scalars[fusion.SCALARS.index("clone_energy")] = 1.0
+    gate.scalars[fusion.SCALARS.index("target_energy")] = -1.0
+    return gate
+
+
+def best_offset(
+    gate: Gate, cloned: Evidence, target: Evidence | None, locality_budget: float | None, covered: bool = True
+) -> float:
     """The offset that does best for old and new classes together on held-out images, or the budget's if that is higher.
 
     Args:
@@ -89,6 +115,8 @@ def best_offset(gate: Gate, cloned: Evidence, target: Evidence | None, locality_
         target: held-out images of the target's classes; without them the offset stays 0.
         locality_budget: largest share of target images that may be diverted; the split-conformal quantile guarantees it
             on average over draws of the held-out images.
+        covered: whether these are images of most of the target's classes; if not, they may raise the offset and not
+            lower it.
     """
     if target is None:
         return 0.0
@@ -100,9 +128,8 @@ def best_offset(gate: Gate, cloned: Evidence, target: Evidence | None, locality_
     offsets = (edges[1:] + edges[:-1]) / 2
     scores = np.array([((new > o) & right_new).mean() + ((old <= o) & right_old).mean() for o in offsets])
     best = float(np.median(offsets[scores >= scores.max() - 1e-9]))
-    if locality_budget is None:
-        return best
-    return max(best, conformal_offset(old, locality_budget))
+    best = best if covered else max(best, 0.0)
+    return best if locality_budget is None else max(best, conformal_offset(old, locality_budget))
 
 
 def conformal_offset(margins: np.ndarray, budget: float) -> float:
@@ -158,14 +185,11 @@ def _log_loss(x: np.ndarray, y: np.ndarray, weight: np.ndarray, bias: float) -> 
     return float(losses[y > 0].mean() + losses[y == 0].mean())
 
 
-def _from_cloned_alone(cloned: Evidence, universal: bool) -> Gate:
-    """How like images of the cloned classes it is, by the heads' largest logits: two standard deviations are let through."""
+def _from_cloned_alone(cloned: Evidence) -> Gate:
+    """How like images of the cloned classes it is, by the largest logit: two standard deviations are let through."""
     gate = Gate(cloned.features.shape[1]).requires_grad_(False)
-    scalars = cloned.scalars()
-    mean, spread = scalars.mean(0), scalars.std(0) + 1e-6
-    for name, sign in (("clone_max", 1.0), *((("target_max", -1.0),) if not universal else ())):
-        column = fusion.SCALARS.index(name)
-        gate.scalars[column] = sign / spread[column]
-        gate.bias -= sign * mean[column] / spread[column]
-    gate.bias += 2.0
+    column = fusion.SCALARS.index("clone_max")
+    scores = cloned.scalars()[:, column]
+    gate.scalars[column] = 1 / (scores.std() + 1e-6)
+    gate.bias.fill_(float(2 - scores.mean() / (scores.std() + 1e-6)))
     return gate

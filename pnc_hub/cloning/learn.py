@@ -13,7 +13,8 @@ from typing import Any
 
 import timm
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, reduce
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -26,10 +27,12 @@ from pnc_hub.cloning.evaluate import measure
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import Learned, package, source_config
 from pnc_hub.cloning.refine import Recipe
-from pnc_hub.cloning.select import best_clone
-from pnc_hub.errors import DataError, NoClassifierError, PncHubError, SourceError, TargetError
+from pnc_hub.cloning.select import Size, best_clone
+from pnc_hub.errors import DataError, NoClassifierError, SourceError, TargetError
 from pnc_hub.preprocess import Preprocess
 
+MAX_REPORT_IMAGES = 20_000  # of each side: shares are then known to a third of a point
+PIXELS, MOST_PASSES = 10**8, 30
 FEW = 20  # images of a class, or of all others together, from which on a gate can be learned
 
 
@@ -43,13 +46,16 @@ def clone(
     insertion: str | None = None,
     cut: str | None = None,
     keep: float = 0.5,
+    budget: Mapping[str, float] | None = None,
     locality_budget: float | None = None,
     tune: bool = True,
-    epochs: int = 30,
-    learning_rate: float = 2e-3,
+    epochs: float | None = None,
+    learning_rate: float = 4e-3,
+    flip: bool = True,
     batch_size: int = 64,
     workers: int = 0,
     universal: bool = True,
+    held_out: float = 0.1,
     seed: int = 0,
     source_args: Mapping[str, Any] | None = None,
     source_id: str | None = None,
@@ -68,22 +74,28 @@ def clone(
         source: timm model that knows the classes, or the name of a pretrained one.
         target: timm model that shall receive them, or the name of a pretrained one.
         classes: labels or indices of classes of the source, or a mapping from label to index.
-        data: images of these classes: a folder with a folder of images per class (named by label or index), a
-            ``timm.data.create_dataset`` name, or a torch ``Dataset`` of (image, label). PIL images get the target's
-            transform, tensors are taken as the target's inputs. Other classes in it are left out.
+        data: images of these classes: a folder or tar file with a folder of images per class (named by label or index), a
+            ``timm.data.create_dataset`` name as ``hfds/user/name`` or ``wds/folder``, or a ``Dataset`` of (image, label),
+            see ``pnc_hub.cloning.data.open_dataset``. PIL images get the target's transform, tensors are taken as the
+            target's inputs. Other classes in it are left out. Of a stream at most 500 images per class are drawn.
         target_data: images of the target's classes, in the same forms. With them the gate is learned and calibrated;
             without them nothing can be promised of the target's accuracy.
         insertion: read the target here (a name of ``insertion_points(target)``); by default it is searched for.
         cut: cut the source after this module; by default it is searched for.
         keep: largest number of parameters of the clone, as a share of the source's.
+        budget: what the clone may cost in numbers, ``{"parameters": 500_000, "macs": 2e8}`` (multiply-accumulates per image)
+            or one of the two; the best place within it is taken. ``clone.curve`` shows what there was to choose from.
         locality_budget: largest share of the target's images that may be diverted to the clone (split-conformal; holds for
             images like those in ``target_data``, of which it needs enough: 990 for 0.01).
         tune: also train the clone's own copy of the tail, not only adapter and head.
-        epochs: passes of the refinement; 0 keeps the closed-form solution.
+        epochs: passes of the refinement; 0 keeps the closed-form solution. By default as many as show a hundred million pixels,
+            between 1 and 30.
         learning_rate: of the refinement.
-        batch_size: images per step.
+        flip: whether mirrored images are images of the same class; not so for text and digits.
+        batch_size: images per step, of all processes together.
         workers: processes that load images.
         universal: also store the source's layers before the cut, so that the clone fits targets without an adapter.
+        held_out: share of the images of each class that is kept back three times: to choose, to calibrate and to report.
         seed: makes splits, sampling and refinement reproducible; the caller's random state is not touched.
         source_args: constructor arguments that the source was built with, where they are not timm's defaults.
         source_id: Hub id of the source's weights, for the record (known where ``source`` is a name).
@@ -93,7 +105,8 @@ def clone(
         progress: show a progress bar.
 
     Returns:
-        The clone; ``clone.report`` says what it does on held-out images.
+        The clone; ``clone.report`` says what it does on held-out images. Under ``accelerate launch`` the processes share
+        the work and each returns the same clone: save it in one of them (``if accelerator.is_main_process``).
 
     Raises:
         SourceError: the source has no such classes, or can not be cut or rebuilt.
@@ -107,17 +120,19 @@ def clone(
         >>> clone = pnc_hub.clone("resnet50.a1_in1k", "vit_small_patch16_224", ["indigo bunting"], "photos/")  # doctest: +SKIP
     """
     started = time.perf_counter()
-    if not 0 < keep <= 1 or not (locality_budget is None or 0 < locality_budget < 1) or epochs < 0:
+    if not 0 < keep <= 1 or not (locality_budget is None or 0 < locality_budget < 1) or (epochs or 0) < 0:
         raise ValueError(
             f"keep is in (0, 1], locality_budget in (0, 1), epochs at least 0; {keep=} {locality_budget=} {epochs=}"
         )
+    if not 0 < held_out < 0.33:
+        raise ValueError(f"held_out is the share kept back three times, above 0 and below 0.33; {held_out=}")
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size is at least 1 and workers at least 0; {batch_size=} {workers=}")
-    accelerator = Accelerator(cpu=device == "cpu")
-    if accelerator.num_processes > 1:
-        raise PncHubError(
-            f"a clone is learned by one process, and this is one of {accelerator.num_processes}; run it alone"
-        )
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        dataloader_config=DataLoaderConfiguration(even_batches=False),  # no image counts twice
+        kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],  # a tail may have parameters without use
+    )
     source, source_id, license = _model(source, source_id, license)
     target, target_id, _ = _model(target, target_id, None)
     _check(source, target)
@@ -126,30 +141,36 @@ def clone(
         attachment.detach(source)
     with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
-        opened = images_of.open_dataset(data)
+        opened = images_of.open_dataset(data, seed)
         wanted = images_of.resolve_classes(classes, source)
         networks = Networks(source, target, list(wanted.values()), accelerator.device)
         described = source_config(source, dict(source_args or {}), source_id, license, networks)
-        *splits, regime = _splits(source, target, networks.target.preprocess, wanted, opened, target_data, seed)
+        size = _size(keep, budget, networks)
+        others = None if target_data is None else images_of.open_dataset(target_data, seed)
+        *sides, regime = _sides(source, target, networks.target.preprocess, wanted, opened, others)
+        splits = [None if side is None else Split.of(side, seed, held_out) for side in sides]
         _check_budget(locality_budget, splits[1])
-        prepared = Batches(*splits, accelerator, batch_size, workers, seed)
-        bar = tqdm(desc="search", unit="epoch", disable=not (progress and accelerator.is_main_process), leave=False)
+        covered = target_data is None or _covered(sides[1], target)
+        prepared = Batches(*splits, accelerator, batch_size, workers, seed, covered and regime != "R2")
+        bar = tqdm(desc="search", unit="step", disable=not (progress and accelerator.is_main_process), leave=False)
         with bar:
-            learned = best_clone(
-                networks, prepared, (insertion, cut), keep, Recipe(epochs, learning_rate, tune), locality_budget, bar
-            )
+            if epochs is None:
+                epochs = _passes(prepared, networks)
+            recipe = Recipe(epochs, learning_rate, tune, universal, flip, not prepared.covered or sides[1] is None)
+            learned, places = best_clone(networks, prepared, (insertion, cut), size, recipe, locality_budget, bar)
             bar.set_description("measure")
-            result = package(learned, networks, described, wanted, target_id, target, universal)
+            result = package(learned, networks, described, wanted, target_id, target)
+            result.curve = tuple(place.row() for place in places)
             _report(result, learned, networks, prepared, regime, time.perf_counter() - started)
-    return result
+    return broadcast_object_list([result])[0]
 
 
 def _report(
     result: Clone, learned: Learned, networks: Networks, prepared: Batches, regime: str, seconds: float
 ) -> None:
     """Measure on the part that no choice was made on, and record it with the adapter."""
-    old = prepared.loader([prepared.target.report]) if prepared.target else None
-    cloned = prepared.loader([prepared.cloned.report])
+    old = prepared.loader([prepared.target.report], most=MAX_REPORT_IMAGES) if prepared.target else None
+    cloned = prepared.loader([prepared.cloned.report], most=MAX_REPORT_IMAGES)
     adapter = result.config.adapters[0]
     measured = measure(networks.target.model, result, cloned, old)
     among_cloned, among_all = _source_alone(networks, cloned)
@@ -170,35 +191,55 @@ def _report(
     }
 
 
-def _splits(
+def _size(keep: float, budget: Mapping[str, float] | None, networks: Networks) -> Size:
+    budget = dict(budget or {})
+    parameters = min(keep * networks.parameters, budget.pop("parameters", math.inf))
+    macs = budget.pop("macs", math.inf)
+    if budget or min(parameters, macs) <= 0:
+        raise ValueError(f"budget has 'parameters' and 'macs' above 0; found {budget or (parameters, macs)}")
+    return Size(int(parameters), macs)
+
+
+def _sides(
     source: nn.Module,
     target: nn.Module,
     preprocess: Preprocess,
     wanted: dict[str, int],
     opened: Any,
-    target_data: Any,
-    seed: int,
-) -> tuple[Split, Split | None, str]:
+    shown: Any,
+) -> tuple[images_of.Images, images_of.Images | None, str]:
     """Images of the cloned classes, images of others (the target's, else the source's), and the regime that makes."""
     relabel = images_of.relabel_cloned(wanted, source, opened)
     cloned = images_of.Images(opened, preprocess, relabel)
     missing = sorted(set(range(len(wanted))) - set(cloned.labels))
     if missing:
         raise DataError(f"no images of {', '.join(list(wanted)[position] for position in missing)} in the data")
-    if target_data is not None:
-        shown = images_of.open_dataset(target_data)
+    if shown is not None:
         old = images_of.Images(shown, preprocess, images_of.relabel_target(target, shown, wanted))
         fewest = min(Counter(old.labels).values(), default=0)
-        return Split.of(cloned, seed), Split.of(old, seed), "R3" if fewest <= FEW else "R4"
+        return cloned, old, "R3" if fewest <= FEW else "R4"
     old = images_of.Images(opened, preprocess, images_of.other_classes(opened, relabel))
     if len(old) >= FEW:
-        return Split.of(cloned, seed), Split.of(old, seed), "R2"
+        return cloned, old, "R2"
     warnings.warn(
         "the gate has seen images of the cloned classes alone, so nothing can be said of what it does to others: give images"
         " of the target's classes as target_data, or leave images of the source's other classes in data",
         stacklevel=3,
     )
-    return Split.of(cloned, seed), None, "R1"
+    return cloned, None, "R1"
+
+
+def _passes(prepared: Batches, networks: Networks) -> int:
+    """As many as show ``PIXELS`` of both sides, so that the time grows neither with the images nor with their size."""
+    _, height, width = networks.target.preprocess.input_size
+    images = sum(len(split.fit) for split in (prepared.cloned, prepared.target) if split is not None)
+    return min(MOST_PASSES, max(1, round(PIXELS / (images * height * width))))
+
+
+def _covered(old: images_of.Images, target: nn.Module) -> bool:
+    """Whether there are images of at least half of the target's classes, or of classes that nobody named."""
+    shown = set(old.labels)
+    return images_of.UNLABELLED in shown or 2 * len(shown) >= int(target.num_classes)
 
 
 @torch.no_grad()
@@ -210,6 +251,8 @@ def _source_alone(networks: Networks, batches: Iterable) -> tuple[float, float]:
         right = lesson.cloned.argmax(1) == labels
         among_cloned, count = among_cloned + int(right.sum()), count + len(labels)
         among_all += int((right & lesson.cloned_wins).sum())
+    counts = torch.tensor([among_cloned, among_all, count], device=networks.device)
+    among_cloned, among_all, count = reduce(counts, "sum").tolist()
     if among_all / count <= 1.5 / networks.num_classes:
         warnings.warn(
             f"the source recognises {among_all} of {count} images of the cloned classes, no more than by chance: check that"

@@ -1,32 +1,41 @@
-"""Localisation: which channels of the source's tail the cloned classes need.
+"""Localisation: which channels and attention heads of the source's tail the cloned classes need.
 
-Structured pruning with Torch-Pruning's dependency groups and group Taylor importance (first-order change of the loss when a
-channel is removed), judged on the *local set*: images of the cloned classes and perturbed neighbours of them, weighted by
-proximity, as LIME explains a prediction. The tail's input is fixed, since every target's adapter produces it.
+Structured pruning, judged on the *local set*: images of the cloned classes and perturbed neighbours of them, weighted by
+proximity, as LIME explains a prediction. The tail's input is fixed, since every target's adapter produces it; everything that
+does not touch it may shrink, the penultimate feature too. What was chosen is removed once, and repaired in closed form.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import warnings
-from collections.abc import Iterable
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pnc_hub.cloning import repair
+from pnc_hub.cloning.units import Units, masked, units_of
 from pnc_hub.errors import SourceError
 from pnc_hub.module import attributes_of, empty, tensors_of
 from pnc_hub.points import InsertionPoint
 
 logger = logging.getLogger(__name__)
 
+Batches = Sequence[tuple[Tensor, Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+# (network, units, local set, loss [B] of (logits, label), masks so far) -> for each group, the worth of its units per parameter
+Importance = Callable[[nn.Sequential, Units, Batches, Loss, list[Tensor]], list[Tensor]]
+
 # Neighbours: cells per side of the masking grid, largest share of them masked, crop and shift, noise over contrast.
 PATCHES, LARGEST_MASK, CROP, NOISE = 4, 0.5, 0.15, 0.1
-# No layer loses more than this share of its channels.
-LARGEST_CUT = 0.9
+# No group loses more than this share of its units.
+LARGEST_CUT = 0.95
+# Units are judged anew so many times on the way down, each time on about so many images.
+ROUNDS, SCORED = 3, 256
 
 
 def neighbours(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -59,40 +68,53 @@ def prune(
     cut: InsertionPoint,
     local_set: Iterable[tuple[Tensor, Tensor, Tensor]],
     largest: int,
+    *,
+    classes: int | None = None,
+    importance: Importance | None = None,
+    repairs: Collection[str] = repair.STEPS,
 ) -> tuple[nn.Module, nn.Linear]:
-    """Remove the least important channels of ``tail`` until tail and head have at most ``largest`` parameters.
+    """Remove the least important units of ``tail`` until tail and head have at most ``largest`` parameters.
 
     Args:
         tail: feature at the cut -> penultimate feature; not changed.
-        head: penultimate feature -> logits of the cloned classes (and the reject logit); not changed.
+        head: penultimate feature -> logits of the cloned classes and, below them, of rejection; not changed.
         cut: describes the feature that the tail takes.
-        local_set: batches of (feature at the cut, class or reject row, weight).
+        local_set: batches of (feature at the cut, class or any number above the last one for rejection, weight).
         largest: parameters that may stay.
+        classes: how many rows of ``head`` are cloned classes; all but one by default. The other rows reject together.
+        importance: tells what units are worth; ``fisher`` by default.
+        repairs: steps of ``pnc_hub.cloning.repair`` that make up for what was removed; all of them by default.
 
     Returns:
-        The pruned (tail, head); the same architecture with fewer channels.
+        The pruned (tail, head); the same architecture with fewer channels and heads.
 
     Raises:
         SourceError: it can not be made that small.
     """
-    whole = nn.Sequential(_stand_in(cut, head.weight.device), copy.deepcopy(tail), copy.deepcopy(head))
-    if parameters(whole[1:]) <= largest:
+    classes = head.out_features - 1 if classes is None else classes
+    size = parameters(tail) + parameters(head)
+    if size <= largest:
+        return copy.deepcopy(tail), copy.deepcopy(head)
+    original, batches = copy.deepcopy(nn.Sequential(tail, head)).eval().requires_grad_(False), list(local_set)
+    failure: Exception | None = None
+    for simple in (False, True):
+        whole = nn.Sequential(_stand_in(cut, head.weight.device), *copy.deepcopy(original))
+        try:
+            units = _units(whole.requires_grad_(True), cut, simple)
+            judge = partial(importance or fisher, whole, units, repair.spread(batches, SCORED), local_loss(classes))
+            kept = _chosen(units, judge, largest)
+            repair.before(whole, units.groups, kept, batches, repairs)
+            _remove(whole, units, kept, cut)
+        except Exception as error:  # the dependency graph fails in its own ways on architectures it does not know
+            logger.info("pruning after %s failed: %s: %s", cut.name, type(error).__name__, error)
+            failure = error
+            continue
+        repair.after(whole[1], whole[2], original, batches, repairs)
         return whole[1], whole[2]
-    gradients = _gradients(whole, local_set)
-    low, high, best = 0.0, 1.0, None
-    for _ in range(7):
-        ratio = (low + high) / 2
-        pruned = _pruned(whole, gradients, cut, ratio)
-        if pruned is not None and parameters(pruned[1:]) <= largest:
-            best, high = pruned, ratio
-        else:
-            low = ratio
-    if best is None:
-        raise SourceError(
-            f"the source after {cut.name!r} can not be pruned to {largest:,} parameters (it has {parameters(whole[1:]):,});"
-            " allow more with keep=, or cut later"
-        )
-    return best[1], best[2]
+    raise SourceError(
+        f"the source after {cut.name!r} can not be pruned to {largest:,} parameters (it has {size:,}); allow more with keep=,"
+        " or cut later"
+    ) from failure
 
 
 def changes(pruned: nn.Module, original: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[str, int]]]:
@@ -114,49 +136,98 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _gradients(whole: nn.Sequential, local_set: Iterable) -> dict[str, Tensor]:
-    """Gradient of the local loss with respect to every parameter.
+def fisher(whole: nn.Sequential, units: Units, batches: Batches, loss: Loss, masks: list[Tensor]) -> list[Tensor]:
+    """Squared gradient of the local loss with respect to each unit's mask, over images, per parameter that it takes.
 
-    The loss is cross-entropy with the labels: that of imitating the source has no gradient before anything is pruned.
+    The diagonal of the masks' Fisher information: to second order what the loss rises by when the unit goes (Theis et al.,
+    arXiv:1801.05787; Molchanov et al., CVPR 2019). The loss is cross-entropy with the labels: that of imitating the source
+    has no gradient before anything is pruned.
     """
-    whole.requires_grad_(True).eval().zero_grad()
-    for feature, label, weight in local_set:
-        loss = F.cross_entropy(whole(feature), label, reduction="none")
-        (loss * weight).sum().backward()
-    return {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}
+    worth = [torch.zeros_like(mask, dtype=torch.float64) for mask in masks]  # squares of small gradients are no float32
+    for feature, label, weight in batches:
+        gates = [mask.expand(len(feature), -1).clone().requires_grad_() for mask in masks]
+        with masked(units.groups, gates):
+            gradients = torch.autograd.grad(loss(whole(feature), label).sum(), gates)
+        for total, gradient in zip(worth, gradients, strict=True):
+            total += weight.double() @ gradient.double() ** 2
+    return [total / cost for total, cost in zip(worth, units.costs(), strict=True)]
 
 
-def _pruned(whole: nn.Sequential, gradients: dict[str, Tensor], cut: InsertionPoint, ratio: float) -> Any:
-    """A copy of ``whole`` with ``ratio`` of its channels removed, or None where the result does not run."""
-    import torch_pruning
+def keep_best(units: Units, worth: Sequence[Tensor], largest: int) -> list[Tensor]:
+    """For each group, which units stay so that ``largest`` parameters are left.
 
-    copied = copy.deepcopy(whole)
-    for name, parameter in copied.named_parameters():
-        parameter.grad = gradients[name].clone() if name in gradients else torch.zeros_like(parameter)
-    example = empty(cut, batch=2, device=next(copied.parameters()).device)
-    # attention would also need its number of heads told; its residual stream is the tail's input, which is fixed
-    attention = [layer for name, layer in copied.named_modules() if name.endswith((".qkv", ".q", ".k", ".v", ".proj"))]
-    try:
-        with warnings.catch_warnings():
-            # parameters outside of layers are pruned with what they scale, and the result is run below
-            warnings.filterwarnings("ignore", "Unwrapped parameters", UserWarning)
-            pruner = torch_pruning.pruner.BasePruner(
-                copied,
-                example,
-                importance=torch_pruning.importance.GroupTaylorImportance(),
-                global_pruning=True,
-                pruning_ratio=ratio,
-                max_pruning_ratio=LARGEST_CUT,
-                ignored_layers=[copied[0], copied[2], *attention],
-            )
-        pruner.step()
-        copied.zero_grad()
-        with torch.no_grad():
-            copied(example)
-    except Exception as error:  # the dependency graph fails in its own ways on architectures it does not know
-        logger.info("pruning at ratio %.2f failed: %s: %s", ratio, type(error).__name__, error)
-        return None
-    return copied
+    The units that are worth least go first, and a few of each group stay.
+
+    Raises:
+        ValueError: these few are too many.
+    """
+    safe = [torch.empty(0)]
+    for group, values in zip(units.groups, worth, strict=True):
+        floor = max(1, round(group.count * (1 - LARGEST_CUT)))
+        safe.append(values.double().index_fill(0, values.topk(floor).indices, torch.inf).cpu())
+    every = torch.cat(safe)
+    places = every.argsort(stable=True).argsort().split([len(values) for values in safe])[1:]  # no two are equal
+
+    def left(removed: int) -> list[Tensor]:
+        return [(place >= removed).to(values.device) for place, values in zip(places, worth, strict=True)]
+
+    def fits(removed: int) -> bool:
+        return units.parameters([int(kept.sum()) for kept in left(removed)]) <= largest
+
+    most = int((every < torch.inf).sum())
+    removed = bisect_left(range(most + 1), True, key=fits)
+    if removed > most:
+        raise ValueError(f"more than {largest} parameters stay")
+    return left(removed)
+
+
+def local_loss(classes: int) -> Loss:
+    """Cross-entropy [B] where all rows of the logits from ``classes`` on are one answer, that of rejection."""
+
+    def loss(logits: Tensor, label: Tensor) -> Tensor:
+        rejects = logits[:, classes:].logsumexp(1, keepdim=True) if logits.shape[1] > classes else logits[:, :0]
+        return F.cross_entropy(torch.cat([logits[:, :classes], rejects], 1), label.clamp(max=classes), reduction="none")
+
+    return loss
+
+
+def _units(whole: nn.Sequential, cut: InsertionPoint, simple: bool) -> Units:
+    """Units of ``whole``; ``simple``: of MLP widths and heads alone."""
+    units = units_of(whole, empty(cut, batch=2, device=whole[2].weight.device))
+    return Units([group for group in units.groups if group.simple], units.size) if simple else units
+
+
+def _chosen(units: Units, judge: Callable[[list[Tensor]], list[Tensor]], largest: int) -> list[Tensor]:
+    """For each group, which of its units stay: fewer from round to round, judged anew without those that are gone."""
+    masks = [torch.ones(group.count, device=group.readers[0][1].device) for group in units.groups]
+    for done in range(1, ROUNDS + 1):
+        worth = judge(masks)
+        worth = [torch.where(mask > 0, values, -torch.inf) for values, mask in zip(worth, masks, strict=True)]
+        kept = keep_best(units, worth, round(units.size * (largest / units.size) ** (done / ROUNDS)))
+        masks = [mask.float() for mask in kept]
+    return kept
+
+
+@torch.no_grad()
+def _remove(whole: nn.Sequential, units: Units, kept: Sequence[Tensor], cut: InsertionPoint) -> None:
+    """Cut units out of ``whole``, and see that it has the size that it should have, runs, and says what masks make it say.
+
+    On an architecture that the dependency graph misunderstands, other channels than those chosen may go without an error.
+    """
+    example = torch.randn_like(empty(cut, batch=2, device=whole[2].weight.device))
+    with masked(units.groups, [stays.float() for stays in kept]):
+        expected = whole(example)
+    for group, stays in zip(units.groups, kept, strict=True):
+        gone = (~stays).nonzero().flatten().tolist()
+        if gone:
+            group.remove(gone)
+    left, planned = parameters(whole[1:]), units.parameters([int(stays.sum()) for stays in kept])
+    if left != planned:
+        raise RuntimeError(f"{left} parameters are left instead of {planned}")
+    found = whole.requires_grad_(False)(example)
+    comparable = all(group.exact or bool(stays.all()) for group, stays in zip(units.groups, kept, strict=True))
+    if comparable and not torch.allclose(found, expected, rtol=0.01, atol=0.01 * float(expected.abs().max())):
+        raise RuntimeError("other channels have gone than those chosen")
 
 
 def _stand_in(cut: InsertionPoint, device: torch.device) -> nn.Module:

@@ -54,6 +54,30 @@ class Reader:
             for handle in handles:
                 handle.remove()
 
+    @torch.no_grad()
+    def feature(self, images: Tensor, point: str) -> Tensor:
+        """The feature at one point [B, ...], without running what comes after it."""
+        if point == INPUT:
+            return images
+        found: list[Tensor] = []
+
+        def stop(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+            found.append(output)
+            raise _Reached
+
+        handle = self.model.get_submodule(point).register_forward_hook(stop)
+        try:
+            self.model(images)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
+
+
+class _Reached(Exception):
+    """The feature that was asked for is there; the rest of the forward pass is not needed."""
+
 
 class Networks:
     """The source and the target of one clone."""
@@ -101,14 +125,12 @@ class Networks:
         """The source up to ``cut``."""
         return self.source.skeleton.prefix(self.source.model, cut)
 
-    def head_rows(self, reject: tuple[Tensor, Tensor] | None) -> nn.Linear:
-        """The source's rows of the cloned classes, and below them the reject row (weight [C], bias), or zeros."""
-        weight, bias = (
-            reject if reject is not None else (self.head.weight.new_zeros(self.width), self.head.bias.new_zeros(()))
-        )
-        rows = nn.Linear(self.width, len(self.classes) + 1, device=self.device)
-        rows.weight = nn.Parameter(torch.cat([self.head.weight[self.classes], weight[None]]))
-        rows.bias = nn.Parameter(torch.cat([self.head.bias[self.classes], bias[None]]))
+    def head_rows(self, reject: tuple[Tensor, Tensor]) -> nn.Linear:
+        """The source's rows of the cloned classes, and below them the reject rows (weight [R, C], bias [R])."""
+        weight, bias = reject
+        rows = nn.Linear(self.width, len(self.classes) + len(bias), device=self.device)
+        rows.weight = nn.Parameter(torch.cat([self.head.weight[self.classes], weight]))
+        rows.bias = nn.Parameter(torch.cat([self.head.bias[self.classes], bias]))
         return rows
 
     @torch.no_grad()

@@ -45,7 +45,7 @@ class Learned:
 
     module: CloneModule
     gate: Gate  # for the target
-    universal_gate: Gate  # for any target
+    universal_gate: Gate | None  # for any target
     target: InsertionPoint
     source: InsertionPoint
     match: float
@@ -89,7 +89,6 @@ def package(
     classes: dict[str, int],
     target_id: str | None,
     target: nn.Module,
-    universal: bool,
 ) -> Clone:
     """The clone, in memory; its outputs are checked to be the learned module's."""
     module = learned.module.cpu().eval()
@@ -103,12 +102,14 @@ def package(
     branch = nn.ModuleDict({"tail": module.tail, "head": module.head})
     own = nn.ModuleDict({"gate": learned.gate, "adapter": module.adapter})
     tensors = {files.WEIGHTS: _owned(branch), adapters[0].file: _owned(own)}
-    if universal:
+    if learned.universal_gate is not None:
         point = networks.source.skeleton.point(INPUT)
         adapters.append(_entry(UNIVERSAL, None, InsertionConfig.of(point, [])))
         tensors[adapters[1].file] = _owned(nn.ModuleDict({"gate": learned.universal_gate}))
         tensors[files.PREFIX] = _owned(nn.ModuleDict({"prefix": networks.prefix(learned.source.name)}))
-    whole = nn.ModuleDict({"tail": networks.tail(learned.source.name), "head": networks.head_rows(None)})
+    whole = nn.ModuleDict(
+        {"tail": networks.tail(learned.source.name), "head": nn.Linear(networks.width, module.head.out_features)}
+    )
     shapes, attributes = changes(branch, whole)
     config = CloneConfig(
         format_version=FORMAT_VERSION,

@@ -8,29 +8,40 @@ the reject logit stands for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from pnc_hub.cloning.localize import neighbours
 from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.module import CloneModule
 
-MATCH = 0.3  # weight of the feature match
-NEIGHBOURS = 0.7  # share of the images that are perturbed
+ANCHOR = 0.3  # weight of the level of the logits
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to refine: number of passes, learning rate, and whether the copy of the tail is trained too."""
+    """How to refine.
 
-    epochs: int
+    Attributes:
+        epochs: number of passes; parts of one count.
+        rate: largest learning rate.
+        tune: whether the copy of the tail is trained too.
+        universal: whether the tail shall also serve targets without an adapter.
+        flip: whether a mirrored image shows the same class.
+        anchored: whether the level of the clone's logits matters (``distillation_loss``).
+    """
+
+    epochs: float
     rate: float
     tune: bool
+    universal: bool = True
+    flip: bool = True
+    anchored: bool = False
 
 
 def refine(
@@ -52,80 +63,105 @@ def refine(
         accelerator: runs the loop.
         pair: (insertion point, cut).
         batches: batches of (images, position among the cloned classes or -1).
-        score: judged on held-out images after every pass; before the first, too.
+        score: judged on held-out images after every pass and at the end; before the first, too.
         recipe: passes, rate, what is trained.
-        generator: of the perturbed neighbours.
-        tick: called after every pass.
+        generator: of the augmentation.
+        tick: called after every step.
     """
+    steps = round(recipe.epochs * len(batches))
     best = score(module)
-    if recipe.epochs == 0:
+    if steps == 0:
         return best
     kept = copy.deepcopy(module.state_dict())
     module.requires_grad_(False)
     trained = [module.adapter, module.head, *([module.tail] if recipe.tune else [])]
     parameters = [parameter for part in trained for parameter in part.requires_grad_(True).parameters()]
-    steps = recipe.epochs * max(1, len(batches))
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=steps + 1, pct_start=0.2)
-    learner, optimizer, schedule = accelerator.prepare(module, optimizer, schedule)
-    learner.eval()  # batch statistics stay the source's
-    for _ in range(recipe.epochs):
-        for images, labels in batches:
-            images, near = _with_neighbours(images, generator)
-            _, read = networks.target(images, [pair[0]])
-            lesson = networks.teach(images, [pair[1]])
-            loss = distillation_loss(learner(read[pair[0]]), lesson, labels, near)
-            if recipe.tune:
-                # the same tail serves other targets through other adapters, and any through the source's own prefix
-                own = module.tail(lesson.features[pair[1]])
-                logits = module.head(own)
-                loss = loss + distillation_loss((logits[:, :-1], logits[:, -1], own), lesson, labels, near)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=steps + 1)
+    learner, optimizer = accelerator.prepare(module, optimizer)
+    both = recipe.tune and recipe.universal
+    # batch statistics follow the target's features, but stay the source's where its own features come in as well
+    learner.train(recipe.tune and not both)
+    for step, (images, labels) in enumerate(islice(_endless(batches), steps), 1):
+        images = augmented(images, generator, recipe.flip)
+        feature = networks.target.feature(images, pair[0])
+        lesson = networks.teach(images, [pair[1]] if both else ())
+        loss = distillation_loss(learner(feature), lesson, labels, recipe.anchored)
+        if both:
+            # the same tail serves other targets through other adapters, and any through the source's own prefix
+            own = module.answer(module.tail(lesson.features[pair[1]]))
+            loss = loss + distillation_loss(own, lesson, labels, recipe.anchored)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
         tick()
-        found = score(module)
-        if found > best:
-            best, kept = found, copy.deepcopy(module.state_dict())
+        if step % len(batches) == 0 or step == steps:
+            _share_statistics(module, accelerator)
+            found = score(module.eval())
+            module.train(recipe.tune and not both)
+            if found > best:
+                best, kept = found, copy.deepcopy(module.state_dict())
+    accelerator.free_memory()
+    module.eval()
     module.load_state_dict(kept)
     module.requires_grad_(False)
     return best
 
 
-def distillation_loss(output: tuple[Tensor, Tensor, Tensor], lesson: Lesson, labels: Tensor, near: Tensor) -> Tensor:
-    """How far the module is from what it shall say: KL over the cloned classes and "something else", and feature match.
+def _share_statistics(module: CloneModule, accelerator: Accelerator) -> None:
+    """Running statistics that each process has taken from its own batches become their mean."""
+    for buffer in module.buffers():
+        if module.training and buffer.is_floating_point():
+            buffer.copy_(accelerator.reduce(buffer, "mean"))
+
+
+def _endless(batches: Iterable) -> Iterator:
+    while True:
+        yield from batches
+
+
+def distillation_loss(output: tuple[Tensor, ...], lesson: Lesson, labels: Tensor, anchored: bool) -> Tensor:
+    """How far the module is from what it shall say: KL over the cloned classes and "something else".
 
     On images of the cloned classes the goal is half the source's distribution, half the label; on the target's images it is
     "something else". Both sides weigh the same, whatever their numbers.
 
     Args:
-        output: clone logits [B, K], reject logit [B], penultimate feature [B, C].
+        output: clone logits [B, K], reject logit [B], and whatever follows.
         lesson: the source on the same images.
         labels: position among the cloned classes [B]; -1 for the target's images.
-        near: weight of each image [B].
+        anchored: also keep the level of the clone logits that of the source's, which a softmax does not see.
     """
-    cloned, reject, penultimate = output
+    cloned, reject = output[:2]
     logits = torch.cat([cloned, reject[:, None]], 1)
     taught = torch.cat([lesson.cloned, lesson.rejected[:, None]], 1).softmax(1)
     truth = F.one_hot(torch.where(labels >= 0, labels, cloned.shape[1]), logits.shape[1])
     goal = torch.where(labels[:, None] >= 0, (taught + truth) / 2, truth)
     new = (labels >= 0).float()
-    weight = (
-        near
-        * (new / new.sum().clamp_min(1) + (1 - new) / (1 - new).sum().clamp_min(1))
-        / (1 + (new.min() != new.max()))
-    )
+    sides = 1 + (new.min() != new.max())
+    weight = (new / new.sum().clamp_min(1) + (1 - new) / (1 - new).sum().clamp_min(1)) / sides
     loss = (F.kl_div(logits.log_softmax(1), goal, reduction="none").sum(1) * weight).sum()
-    if penultimate.shape == lesson.penultimate.shape:
-        error = ((penultimate - lesson.penultimate) ** 2).mean(1) / lesson.penultimate.var().clamp_min(1e-6)
-        loss = loss + MATCH * (error * weight).sum()
+    if anchored:
+        error = ((cloned - lesson.cloned) ** 2).mean(1) / (1 + lesson.cloned.var(correction=0))
+        loss = loss + ANCHOR * (error * weight).sum()
     return loss
 
 
-def _with_neighbours(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Replace most of the images by perturbed neighbours; returns (images, proximity)."""
-    changed, near = neighbours(images, generator)
-    choose = torch.rand(len(images), generator=generator).to(images.device) < NEIGHBOURS
-    return torch.where(choose[:, None, None, None], changed, images), torch.where(choose, near, torch.ones_like(near))
+def augmented(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
+    """Each image [B, C, H, W] shifted by up to an eighth of its size, zeros coming in, and by chance mirrored."""
+    count, _, height, width = images.shape
+
+    def positions(size: int, mirror: bool) -> Tensor:
+        margin = size // 8
+        start = torch.randint(2 * margin + 1, (count, 1), generator=generator)
+        order = torch.arange(size).expand(count, size)
+        if mirror:
+            order = torch.where(torch.rand(count, 1, generator=generator) < 0.5, order.flip(1), order)
+        return (start + order).to(images.device)
+
+    rows, columns = positions(height, False), positions(width, flip)
+    padded = F.pad(images, [width // 8] * 2 + [height // 8] * 2)
+    which = torch.arange(count, device=images.device)[:, None, None]
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,10 +1,10 @@
-"""The choice of insertion point and cut: closed-form candidates, short trials, full refinement of the best."""
+"""The choice of insertion point and cut: a curve of closed-form candidates, short trials of the best, refinement of one."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from pnc_hub import fusion
 from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning import localize, stitch
 from pnc_hub.cloning.batches import Batches
+from pnc_hub.cloning.curve import Place, insertion_curve, macs
 from pnc_hub.cloning.evaluate import gather
 from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.cloning.package import Learned
@@ -22,57 +23,71 @@ from pnc_hub.errors import InsertionPointError, SourceError
 from pnc_hub.module import CloneModule, Gate
 from pnc_hub.points import INPUT, InsertionPoint
 
-MAX_RIDGE_IMAGES, MAX_RANKED_IMAGES = 500, 64
+MAX_RIDGE_IMAGES = 500
+# Gates have a few hundred numbers to learn, and a conformal quantile is not finer than the images it came from.
+MAX_GATE_IMAGES = 2000
 # Localisation looks at so many pixels of each side, so that its time does not grow with the size of the images.
 LOCAL_PIXELS = 1 << 23
-# Successive halving: so many candidates are refined for this share of the epochs, the best go on; None: all.
-ROUNDS: tuple[tuple[int | None, float], ...] = ((None, 0.1), (3, 0.2), (1, 1.0))
+# Successive halving: so many places are refined for this share of the passes, the best go on.
+ROUNDS: tuple[tuple[int, float], ...] = ((6, 0.05), (3, 0.15), (1, 1.0))
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a clone may cost, adapter, head and gate included: parameters, and multiply-accumulates per image."""
+
+    parameters: int
+    macs: float = float("inf")
 
 
 class Trial:
-    """One candidate on its way: its module, and how it does on held-out images so far."""
+    """One place on its way: its module, and how it does on held-out images so far."""
 
-    def __init__(self, candidate: stitch.Candidate, module: CloneModule) -> None:
+    def __init__(self, place: Place, module: CloneModule) -> None:
         """``module`` is pruned and stitched, not yet refined."""
-        self.candidate, self.module, self.score = candidate, module, float("-inf")
+        self.place, self.module, self.score = place, module, float("-inf")
 
 
 def best_clone(
     networks: Networks,
     batches: Batches,
     fixed: tuple[str | None, str | None],
-    keep: float,
+    size: Size,
     recipe: Recipe,
-    budget: float | None,
+    locality_budget: float | None,
     bar: tqdm,
-) -> Learned:
-    """The candidate that does best on held-out images, refined, with its gates.
+) -> tuple[Learned, list[Place]]:
+    """The candidate that does best on held-out images, refined, with its gates; and the curve it was chosen from.
 
     Args:
         networks: source and target.
         batches: the images.
         fixed: (insertion point, cut) where the caller chose them.
-        keep: largest share of the source's parameters.
+        size: what the clone may cost.
         recipe: of the full refinement.
-        budget: locality budget, or None.
+        locality_budget: largest share of the target's images that may be diverted, or None.
         bar: shows progress.
 
     Raises:
         InsertionPointError: no pair is admissible.
         SourceError: none can be made small enough.
     """
-    candidates = _candidates(networks, batches, fixed)
-    trials = _stitched(networks, batches, _worth_a_trial(candidates), int(keep * networks.parameters))
-    rounds = [(min(most or len(trials), len(trials)), round(share * recipe.epochs)) for most, share in ROUNDS]
-    bar.total = sum(count * epochs for count, epochs in rounds)
-    for count, epochs in rounds:
-        trials = sorted(trials, key=lambda trial: -trial.score)[:count]
+    pairs = _pairs(networks, fixed)
+    fit, held_out = (batches.mixed(part, most=MAX_RIDGE_IMAGES) for part in ("fit", "choose"))
+    candidates = stitch.search(networks, batches.accelerator, fit, held_out, pairs, batches.seed)
+    reject = _reject_rows(networks, batches)
+    places = insertion_curve(networks, batches, candidates, reject)
+    trials = _trials(networks, batches, places, reject, size)
+    steps = recipe.epochs * len(batches.mixed("fit", shuffle=True))
+    bar.total = sum(min(most, len(trials)) * round(share * steps) for most, share in ROUNDS)
+    for most, share in ROUNDS:
+        trials = sorted(trials, key=lambda trial: -trial.score)[:most]
         for trial in trials:
-            _refine(trial, networks, batches, replace(recipe, epochs=epochs), bar)
-    return _with_gate(trials[0], networks, batches, budget)
+            _refine(trial, networks, batches, replace(recipe, epochs=share * recipe.epochs), bar)
+    return _with_gate(trials[0], networks, batches, locality_budget, recipe.universal), places
 
 
-def _candidates(networks: Networks, batches: Batches, fixed: tuple[str | None, str | None]) -> list[stitch.Candidate]:
+def _pairs(networks: Networks, fixed: tuple[str | None, str | None]) -> list[tuple[InsertionPoint, InsertionPoint]]:
     points, cuts = networks.points(), networks.cuts()
     for name, known, what in (
         (fixed[0], points, "insertion point of the target"),
@@ -90,106 +105,118 @@ def _candidates(networks: Networks, batches: Batches, fixed: tuple[str | None, s
             f"no pair of an insertion point ({fixed[0] or 'any'}) and a cut ({fixed[1] or 'any'}) fits: maps may grow at most"
             " twofold, and a vector can not become a map"
         )
-    fit = batches.mixed("fit", most=MAX_RIDGE_IMAGES)
-    held_out = batches.mixed("choose", most=MAX_RANKED_IMAGES)
-    return stitch.search(networks, batches.accelerator, fit, held_out, pairs, batches.seed)
+    return pairs
 
 
-def _worth_a_trial(candidates: list[stitch.Candidate]) -> list[stitch.Candidate]:
-    """For each stage of the target the best match, and the best match among the source's maps of the same size.
+def _trials(
+    networks: Networks, batches: Batches, places: list[Place], reject: tuple[Tensor, Tensor], size: Size
+) -> list[Trial]:
+    """The places worth a trial, with pruned tails: for each stage of the target the best, and the best at its resolution.
 
-    The closed-form match favours late cuts, behind which little can go wrong and little can be learned; a tail that works
-    at its own resolution gains most from refinement.
+    The closed form favours late cuts, behind which little can go wrong and little can be learned; a tail that works at the
+    target's own resolution gains most from refinement.
     """
-    chosen: dict[tuple, stitch.Candidate] = {}
-    for candidate in candidates:  # best match first
-        stage = candidate.target.grid
-        chosen.setdefault((stage, "best"), candidate)
-        if candidate.source.grid == candidate.target.grid:
-            chosen.setdefault((stage, "same size"), candidate)
-    return list({id(candidate): candidate for candidate in chosen.values()}.values())
-
-
-def _stitched(networks: Networks, batches: Batches, candidates: list[stitch.Candidate], largest: int) -> list[Trial]:
-    """Candidates with their tails pruned to at most ``largest`` parameters, adapter, head and gate included.
-
-    What the cloned classes need of the source does not depend on the target, so candidates with the same cut share it.
-    """
-    reject = _reject_row(networks, batches)
-    by_cut: dict[InsertionPoint, list[tuple[int, stitch.Candidate]]] = {}
+    trials: list[Trial] = []
+    seen: set[tuple] = set()
     refusal = "every adapter alone is larger; allow more with keep="
-    for candidate in candidates:
-        room = largest - localize.parameters(candidate.adapter) - networks.width - len(fusion.SCALARS) - 2
-        if room > 0:
-            by_cut.setdefault(candidate.source, []).append((room, candidate))
-    trials = []
-    for cut, members in by_cut.items():
-        whole = networks.tail(cut.name), networks.head_rows(reject)
+    for place in places:
+        target, source = place.candidate.target, place.candidate.source
+        kinds = {(target.grid, False), (target.grid, source.grid == target.grid)} - seen
+        if not kinds or len(trials) == ROUNDS[0][0]:
+            continue
         try:
-            pruned = localize.prune(
-                *whole, cut, _local_set(networks, batches, cut.name), min(room for room, _ in members)
-            )
+            trials.append(Trial(place, _pruned(networks, batches, place.candidate, reject, size)))
+            seen |= kinds
         except SourceError as error:
             refusal = str(error)
-            continue
-        for _, candidate in members:
-            trials.append(Trial(candidate, CloneModule(candidate.adapter, *copy.deepcopy(pruned)).to(networks.device)))
     if not trials:
-        raise SourceError(f"no candidate fits into {largest:,} parameters: {refusal}")
+        raise SourceError(f"no candidate fits into {size.parameters:,} parameters: {refusal}")
     return trials
 
 
+def _pruned(
+    networks: Networks, batches: Batches, candidate: stitch.Candidate, reject: tuple[Tensor, Tensor], size: Size
+) -> CloneModule:
+    """Adapter, pruned tail and head of at most that size."""
+    room = size.parameters - localize.parameters(candidate.adapter) - networks.width - len(fusion.SCALARS) - 2
+    cut = candidate.source
+    while room > 0:
+        tail, head = localize.prune(
+            networks.tail(cut.name),
+            networks.head_rows(reject),
+            cut,
+            _local_set(networks, batches, cut.name),
+            room,
+            classes=len(networks.classes),
+        )
+        module = CloneModule(copy.deepcopy(candidate.adapter), tail, head).to(networks.device)
+        cost = macs(module, candidate.target)
+        if cost <= size.macs:
+            return module
+        room = int(0.95 * size.macs / cost * min(room, localize.parameters(tail) + localize.parameters(head)))
+    raise SourceError(f"{candidate.target.name} -> {cut.name} needs more; allow more with keep= or budget=")
+
+
 def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, bar: tqdm) -> None:
-    pair = (trial.candidate.target.name, trial.candidate.source.name)
+    pair = (trial.place.candidate.target.name, trial.place.candidate.source.name)
     bar.set_description(" -> ".join(pair))
-    held_out = batches.mixed("choose")
+    held_out = batches.mixed("choose", each=MAX_GATE_IMAGES)
     trial.score = refine(
         trial.module,
         networks,
         batches.accelerator,
         pair,
         batches.mixed("fit", shuffle=True),
-        lambda module: -_held_out_loss(module, networks, pair, held_out),
+        lambda module: -_held_out_loss(module, networks, pair, held_out, recipe.anchored),
         recipe,
-        torch.Generator().manual_seed(batches.seed),
+        torch.Generator().manual_seed(batches.seed + batches.accelerator.process_index),
         bar.update,
     )
 
 
-def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float | None) -> Learned:
+def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float | None, universal: bool) -> Learned:
     """Gates for this target and for any, each fitted on what it will see, with offsets calibrated on their own part."""
-    module, point, cut = trial.module.eval().requires_grad_(False), trial.candidate.target, trial.candidate.source
+    module, candidate = trial.module.eval().requires_grad_(False), trial.place.candidate
+    point, cut = candidate.target.name, candidate.source.name
 
-    def through_target(images: Tensor) -> tuple[Tensor, ...]:
-        logits, read = networks.target(images, [point.name])
-        return (logits, *module(read[point.name]))
+    def read(images: Tensor) -> tuple[Tensor, ...]:
+        logits, features = networks.target(images, [point])
+        columns = (logits, *module(features[point]))
+        if not universal:
+            return columns
+        penultimate = module.tail(networks.teach(images, [cut]).features[cut])
+        return (*columns, *module.answer(penultimate))
 
-    def through_prefix(images: Tensor) -> tuple[Tensor, ...]:
-        features = module.tail(networks.teach(images, [cut.name]).features[cut.name])
-        logits = module.head(features)
-        return networks.target(images)[0], logits[:, :-1], logits[:, -1], features
+    parts = [
+        [
+            gather(read, batches.loader([getattr(split, part)], most=MAX_GATE_IMAGES)) if split else None
+            for split in (batches.cloned, batches.target)
+        ]
+        for part in ("fit", "choose", "calibrate")
+    ]
 
-    def fitted(read: Callable[[Tensor], tuple[Tensor, ...]], universal: bool) -> Gate:
+    def fitted(first: int, for_any: bool) -> Gate:
         fit, choose, calibrate = (
-            [
-                gather(read, batches.loader([getattr(split, part)])) if split else None
-                for split in (batches.cloned, batches.target)
-            ]
-            for part in ("fit", "choose", "calibrate")
+            [side and gates.Evidence(side[0], *side[first : first + 3], side[-1]) for side in part] for part in parts
         )
-        gate = gates.fit(*fit, choose, universal)
-        gate.offset.fill_(gates.best_offset(gate, *calibrate, budget))
+        gate = gates.fit(*fit, choose, for_any, batches.covered)
+        gate.offset.fill_(gates.best_offset(gate, *calibrate, budget, batches.covered or for_any))
         return gate
 
     return Learned(
-        module, fitted(through_target, False), fitted(through_prefix, True), point, cut, trial.candidate.match
+        module,
+        fitted(1, False),
+        fitted(4, True) if universal else None,
+        candidate.target,
+        candidate.source,
+        trial.place.match,
     )
 
 
-def _reject_row(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor] | None:
-    """The energy of the source's other classes as one more linear row of its head; None where there are none."""
+def _reject_rows(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor]:
+    """The energy of the source's other classes as one more linear row of its head: (weight [1, C], bias [1])."""
     if not len(networks.others):
-        return None
+        return networks.head.weight.new_zeros(1, networks.width), networks.head.bias.new_zeros(1)
 
     def rows(images: Tensor) -> tuple[Tensor, Tensor]:
         lesson = networks.teach(images)
@@ -200,7 +227,7 @@ def _reject_row(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor] |
         for part in ("fit", "choose")
     ]
     weights = stitch.ridge(*moments).float()
-    return weights[:-1, 0], weights[-1, 0]
+    return weights[:-1].T, weights[-1]
 
 
 def _local_set(networks: Networks, batches: Batches, cut: str) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
@@ -208,24 +235,27 @@ def _local_set(networks: Networks, batches: Batches, cut: str) -> Iterable[tuple
     _, height, width = networks.source.preprocess.input_size
     most = max(1, min(MAX_RIDGE_IMAGES, LOCAL_PIXELS // (height * width)))
     generator = torch.Generator().manual_seed(batches.seed)
-    for images, labels in batches.loader([batches.cloned.fit], most=most):
+    # every process reads all of them, and so prunes alike
+    for images, labels in batches.loader([batches.cloned.fit], most=most, whole=True):
         changed, near = localize.neighbours(images, generator)
         for batch, weight in ((images, torch.ones_like(near)), (changed, near)):
             yield networks.teach(batch, [cut]).features[cut], labels, weight
     if batches.target is not None:
-        for images, labels in batches.loader([batches.target.fit], most=most):
+        for images, labels in batches.loader([batches.target.fit], most=most, whole=True):
             reject = torch.full_like(labels, len(networks.classes))
             yield networks.teach(images, [cut]).features[cut], reject, torch.ones(len(labels), device=networks.device)
 
 
 @torch.no_grad()
-def _held_out_loss(module: CloneModule, networks: Networks, pair: tuple[str, str], held_out: Iterable) -> float:
+def _held_out_loss(
+    module: CloneModule, networks: Networks, pair: tuple[str, str], held_out: Iterable, anchored: bool
+) -> float:
     """The distillation loss over all held-out images together, so that both sides weigh the same."""
-    rows = []
-    for images, labels in held_out:
-        _, read = networks.target(images, [pair[0]])
+
+    def read(images: Tensor) -> tuple[Tensor, ...]:
         lesson = networks.teach(images)
-        rows.append((*module(read[pair[0]]), lesson.cloned, lesson.rejected, lesson.penultimate, labels))
-    *output, cloned, rejected, penultimate, labels = (torch.cat(column) for column in zip(*rows, strict=True))
-    lesson = Lesson(cloned, rejected, penultimate, {})
-    return float(distillation_loss(tuple(output), lesson, labels, torch.ones(len(labels), device=labels.device)))
+        return *module(networks.target.feature(images, pair[0]))[:2], lesson.cloned, lesson.rejected
+
+    *output, cloned, rejected, labels = gather(read, held_out)
+    lesson = Lesson(cloned, rejected, cloned, {})
+    return float(distillation_loss(tuple(output), lesson, labels, anchored))

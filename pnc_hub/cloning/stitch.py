@@ -2,19 +2,19 @@
 
 Source and target are frozen, so one forward pass of each gives the features at every point. For each admissible pair
 (target point, source cut) the moments X'X and X'Y are accumulated in float64 and the adapter is the solution of a ridge
-regression. Pairs are ranked by how well the source's *penultimate* feature is reproduced through them (final-feature
-matching): what the head will read, not how similar two layers look.
+regression. How well a pair does is judged by what comes out at the end (``pnc_hub.cloning.curve``), not by how similar two
+layers look.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from pnc_hub.cloning.networks import Networks
@@ -35,13 +35,11 @@ class Candidate:
         target: where the target is read.
         source: where the source is cut.
         adapter: the closed-form adapter between them.
-        match: share of the penultimate feature's variance that is reproduced on held-out images (R2).
     """
 
     target: InsertionPoint
     source: InsertionPoint
     adapter: Adapter
-    match: float
 
 
 class Moments:
@@ -58,11 +56,14 @@ class Moments:
         """Rows x [N, C] and y [N, D]."""
         x, y = _with_constant(x), y.double()
         self.gram, self.cross = self.gram + x.T @ x, self.cross + x.T @ y
-        self.square, self.rows = self.square + (y * y).sum(0), self.rows + torch.tensor(float(len(x)), device=x.device)
+        self.square, self.rows = self.square + (y * y).sum(0), self.rows + x.new_tensor(float(len(x)))
 
     def reduced(self, accelerator: Accelerator) -> Moments:
-        """Summed over processes."""
-        for name, value in vars(self).items():
+        """Summed over processes, of which some may have seen no rows."""
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        shapes = gather_object([{name: value.shape for name, value in own.items()}])
+        for name, shape in next(filter(None, shapes), {}).items():
+            value = own.get(name, torch.zeros(shape, dtype=torch.float64, device=accelerator.device))
             setattr(self, name, accelerator.reduce(value, "sum"))
         return self
 
@@ -111,23 +112,20 @@ def search(
     pairs: list[tuple[InsertionPoint, InsertionPoint]],
     seed: int,
 ) -> list[Candidate]:
-    """Every pair with its closed-form adapter, best match first.
+    """Every pair with its closed-form adapter.
 
     Args:
         networks: source and target.
         accelerator: reduces the moments where there are several processes.
         fit: batches of (images, labels) to fit on; labels are not used.
-        held_out: batches to choose the penalty and to rank on.
+        held_out: batches to choose the penalty on.
         pairs: as from ``admissible_pairs``.
         seed: positions of large maps are sampled with it.
     """
     stages: dict[tuple, list[InsertionPoint]] = {}
     for target, source in pairs:
         stages.setdefault((target, source.grid), []).append(source)
-    fitted, checked = (
-        _collect(networks, accelerator, batches, stages, torch.Generator().manual_seed(seed))
-        for batches in (fit, held_out)
-    )
+    fitted, checked = (_collect(networks, accelerator, batches, stages, seed) for batches in (fit, held_out))
     candidates = []
     for (target, grid), sources in stages.items():
         solutions = [fitted[target, grid].solve(strength) for strength in RIDGES]
@@ -139,11 +137,8 @@ def search(
             _set(adapter.map, best[:, columns])
             if adapter.prefix is not None:
                 _set(adapter.prefix, ridge(fitted[target, source], checked[target, source]))
-            tail = networks.tail(source.name)
-            candidates.append((Candidate(target, source, adapter, 0.0), tail))
-    for (candidate, _), match in zip(candidates, _match(networks, accelerator, held_out, candidates), strict=True):
-        candidate.match = match
-    return sorted((candidate for candidate, _ in candidates), key=lambda candidate: -candidate.match)
+            candidates.append(Candidate(target, source, adapter))
+    return candidates
 
 
 def fit_rows(accelerator: Accelerator, batches: Iterable, rows: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Moments:
@@ -155,43 +150,26 @@ def fit_rows(accelerator: Accelerator, batches: Iterable, rows: Callable[[Tensor
 
 
 @torch.no_grad()
-def _collect(
-    networks: Networks, accelerator: Accelerator, batches: Iterable, stages: dict, generator: torch.Generator
-) -> dict:
+def _collect(networks: Networks, accelerator: Accelerator, batches: Iterable, stages: dict, seed: int) -> dict:
     """Moments of the maps by (target point, grid), of all sources of that grid side by side; of class tokens by pair."""
-    moments: dict = defaultdict(Moments)
+    moments: dict = {key: Moments() for key in stages}
+    for (target, _), sources in stages.items():
+        moments |= {(target, source): Moments() for source in sources if source.prefix_tokens}
     cuts = {source.name for sources in stages.values() for source in sources}
+    # the same positions in every image, so that it does not matter which process reads which
+    places = {grid: _positions(grid, seed).to(networks.device) for _, grid in stages}
     for images, _ in batches:
         _, read = networks.target(images, {target.name for target, _ in stages})
         taught = networks.teach(images, cuts).features
         for (target, grid), sources in stages.items():
             maps = resize(to_maps(read[target.name], target), grid)
-            places = torch.randperm(grid[0] * grid[1], generator=generator)[:POSITIONS].to(maps.device)
-            goals = [_rows(to_maps(taught[source.name], source), places) for source in sources]
-            moments[target, grid].add(_rows(maps, places), torch.cat(goals, 1))
+            goals = [_rows(to_maps(taught[source.name], source), places[grid]) for source in sources]
+            moments[target, grid].add(_rows(maps, places[grid]), torch.cat(goals, 1))
             for source in sources:
                 if source.prefix_tokens:
                     tokens = taught[source.name][:, : source.prefix_tokens].flatten(1)
                     moments[target, source].add(maps.mean((2, 3)), tokens)
     return {key: value.reduced(accelerator) for key, value in moments.items()}
-
-
-@torch.no_grad()
-def _match(networks: Networks, accelerator: Accelerator, batches: Iterable, candidates: list) -> list[float]:
-    """R2 of the penultimate feature through each candidate's adapter and tail."""
-    errors = torch.zeros(len(candidates), dtype=torch.float64, device=networks.device)
-    total, square, rows = 0.0, 0.0, 0.0
-    for images, _ in batches:
-        _, read = networks.target(images, {candidate.target.name for candidate, _ in candidates})
-        goal = networks.teach(images).penultimate.double()
-        total, square, rows = total + goal.sum(0), square + (goal * goal).sum(0), rows + len(goal)
-        for position, (candidate, tail) in enumerate(candidates):
-            found = tail(candidate.adapter(read[candidate.target.name])).double()
-            errors[position] += ((found - goal) ** 2).sum()
-    errors, total, square = (accelerator.reduce(value, "sum") for value in (errors, total, square))
-    rows = accelerator.reduce(torch.tensor(float(rows), device=networks.device), "sum")
-    variance = (square - total**2 / rows).sum().clamp_min(1e-12)
-    return (1 - errors / variance).tolist()
 
 
 def _per_stage(points: Iterable[InsertionPoint]) -> list[InsertionPoint]:
@@ -204,6 +182,10 @@ def _per_stage(points: Iterable[InsertionPoint]) -> list[InsertionPoint]:
         count = min(PER_STAGE, len(stage))
         chosen += [stage[len(stage) * (place + 1) // count - 1] for place in range(count)]
     return chosen
+
+
+def _positions(grid: tuple[int, int], seed: int) -> Tensor:
+    return torch.randperm(grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))[:POSITIONS]
 
 
 def _rows(maps: Tensor, positions: Tensor) -> Tensor:

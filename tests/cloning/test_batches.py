@@ -1,8 +1,9 @@
-"""Splits in three parts, and batches over both sides."""
+"""Splits in four parts, batches over both sides, and their shares of several processes."""
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import TensorDataset
 
 from pnc_hub.cloning.batches import Batches, Split
@@ -33,6 +34,12 @@ def test_parts_are_disjoint_and_complete():
     split = Split.of(numbered(20, 7, 4), seed=0)
     found = [numbers(getattr(split, part)) for part in PARTS]
     assert sorted(number for part in found for number in part) == list(range(31))
+
+
+@pytest.mark.parametrize(("held_out", "expected"), [(0.05, 5), (0.2, 20), (0.3, 30), (0.001, 1)])
+def test_the_share_that_is_kept_back(held_out, expected):
+    split = Split.of(numbered(100), 0, held_out)
+    assert [len(getattr(split, part)) for part in PARTS] == [100 - 3 * expected, *[expected] * 3]
 
 
 def test_every_class_is_split_in_the_same_proportions():
@@ -91,3 +98,55 @@ def test_images_of_the_report_are_not_counted_as_used():
     cloned, target = Split.of(numbered(20), 0), Split.of(numbered(40), 0)
     assert batches(cloned).used == 18
     assert batches(cloned, target).used == 18 + 36
+
+
+def test_each_side_gives_at_most_so_many_images():
+    cloned, target = Split.of(numbered(10, 10), 0), Split.of(numbered(400, first=100), 0)
+    found = [int(image) for images, _ in batches(cloned, target).mixed("fit", each=8) for image in images]
+    assert sum(number >= 100 for number in found) == 8
+    assert sum(number < 100 for number in found) == 8
+
+
+class Share(Accelerator):
+    """Stands for one of several processes, as far as loaders are concerned."""
+
+    def __init__(self, process, processes):
+        super().__init__(cpu=True)
+        self.share = processes, process
+
+    num_processes = property(lambda self: self.share[0])
+
+    def prepare(self, loader):
+        return prepare_data_loader(loader, self.device, *self.share, put_on_device=True, even_batches=False)
+
+
+def shares(processes, images, batch_size, **options):
+    """The batches of each process, as lists of numbers."""
+    split = Split(*[numbered(images)] * 4)
+    return [
+        [
+            batch.flatten().int().tolist()
+            for batch, _ in Batches(split, None, accelerator, batch_size, 0, 0).mixed("fit", **options)
+        ]
+        for accelerator in (Share(process, processes) for process in range(processes))
+    ]
+
+
+@pytest.mark.parametrize("images", [1, 3, 4, 5, 9, 12, 13, 17])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_process_p_of_n_reads_the_batches_p_p_plus_n_and_so_on(processes, images):
+    (everything,) = shares(1, images, 4)
+    assert shares(processes, images, 4) == [everything[process::processes] for process in range(processes)]
+    assert shares(processes, images, 4, whole=True) == [everything] * processes
+
+
+@pytest.mark.parametrize("images", [5, 13, 16, 17, 31, 70])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_shuffled_batches_are_as_many_in_every_process_and_a_step_sees_as_many_images(processes, images):
+    (alone,) = shares(1, images, 16, shuffle=True)
+    found = shares(processes, images, 16, shuffle=True)
+    assert len({len(batches) for batches in found}) == 1
+    read = [number for batches in found for batch in batches for number in batch]
+    assert len(set(read)) == len(read) > images - processes * len(alone)
+    assert all(sum(map(len, step)) <= 16 for step in zip(*found, strict=True))
+    assert len(alone) <= len(found[0]) <= len(alone) + 1

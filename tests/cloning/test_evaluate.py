@@ -8,7 +8,7 @@ from common import images, tiny_clone, tiny_model
 from conftest import what_it_is
 
 from pnc_hub import attachment
-from pnc_hub.cloning.evaluate import accuracy, gather, measure
+from pnc_hub.cloning.evaluate import _digest, accuracy, gather, measure
 from pnc_hub.cloning.networks import Reader
 
 
@@ -119,10 +119,33 @@ def test_evidence_is_gathered_over_batches(joined):
         logits, features = reader(images, [adapter.insertion.module])
         return (logits, *module(features[adapter.insertion.module]))
 
-    found = gather(read, batches(inputs, list(range(12))))
-    assert len(found) == 12
-    assert found.labels.tolist() == list(range(12))
-    assert torch.allclose(found.target_logits, target(inputs), atol=1e-5)
+    logits, *parts, labels = gather(read, batches(inputs, list(range(12))))
+    assert labels.tolist() == list(range(12))
+    assert torch.allclose(logits, target(inputs), atol=1e-5)
     whole = module(reader(inputs, [adapter.insertion.module])[1][adapter.insertion.module])
-    for value, expected in zip((found.clone_logits, found.reject, found.features), whole, strict=True):
+    for value, expected in zip(parts, whole, strict=True):
         assert torch.allclose(value, expected, atol=1e-5)
+
+
+def test_measuring_keeps_a_few_numbers_of_each_image(joined, monkeypatch):
+    """Not the logits, of which there may be thousands."""
+    target, clone, inputs, _ = joined
+    widths = []
+
+    def counting(read, batches):
+        columns = gather(read, batches)
+        widths.append(sum(column[0].numel() for column in columns))
+        return columns
+
+    monkeypatch.setattr("pnc_hub.cloning.evaluate.gather", counting)
+    measure(target, clone, batches(inputs, [0] * 12), batches(inputs, [0] * 12))
+    assert max(widths) <= 4
+
+
+@pytest.mark.parametrize("place", [(0, 0), (3, 6), (11, 2)])
+def test_a_changed_bit_changes_the_digest_of_its_row(joined, place):
+    logits = joined[3].clone()
+    before = _digest(logits)
+    logits.view(torch.int32)[place] ^= 1
+    changed = _digest(logits) != before
+    assert changed.nonzero().flatten().tolist() == [place[0]]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from pnc_hub import fusion
 from pnc_hub.cloning.gate import Evidence, auroc, best_offset, conformal_offset, fit, images_needed
@@ -64,13 +65,36 @@ def test_a_universal_gate_does_not_see_the_targets_logits(with_target, reject):
     assert before.std() > 0
 
 
-def test_without_other_images_what_is_unusual_among_the_cloned_decides():
+@pytest.mark.parametrize(("with_target", "covered"), [(False, True), (False, False), (True, False)])
+def test_without_images_of_most_target_classes_the_logits_stand_side_by_side(with_target, covered):
+    new, old = evidence(shift=1.5), evidence(shift=-1.5, seed=1) if with_target else None
+    gate = fit(new, old, (new, old), False, covered)
+    fused = fusion.new_logits(new.target_logits, new.clone_logits, new.gate_logit(gate))
+    assert_close(fused, new.clone_logits)
+
+
+def test_a_universal_gate_without_other_images_lets_nearly_every_cloned_image_through():
     new = evidence(400)
-    gate = fit(new, None, (new, None), universal=False)
-    assert (new.gate_logit(gate) > 0).float().mean() > 0.85  # nearly every image of a cloned class
-    assert float(gate.scalars[POSITION["clone_max"]]) > 0 > float(gate.scalars[POSITION["target_max"]])
-    universal = fit(new, None, (new, None), universal=True)
-    assert float(universal.scalars[POSITION["target_max"]]) == 0.0
+    gate = fit(new, None, (new, None), universal=True)
+    assert (new.gate_logit(gate) > 0).float().mean() > 0.85
+    assert not gate.scalars[[POSITION[name] for name in ("target_max", "target_energy")]].any()
+
+
+def test_a_few_of_the_targets_classes_raise_the_offset_and_never_lower_it():
+    gate, cloned, target = margins([-5.0, -4.0], [-9.0, -8.0])
+    assert best_offset(gate, cloned, target, None) < 0
+    assert best_offset(gate, cloned, target, None, covered=False) == 0.0
+    gate, cloned, target = margins([4.0, 5.0], [1.0, 2.0])
+    assert best_offset(gate, cloned, target, None, covered=False) == best_offset(gate, cloned, target, None) > 2
+
+
+def test_the_joint_accuracy_counts_right_answers_on_the_right_side():
+    gate, cloned, target = margins([-1.0, 1.0, 2.0, 3.0], [-1.0, 1.0])
+    cloned.labels = torch.tensor([0, 0, 1, 0])  # the third is diverted and wrong: its class is not 0
+    assert cloned.accuracy(gate, True) == 0.5
+    assert target.accuracy(gate, False) == 0.5
+    target.labels = torch.tensor([-1, -1])  # unknown classes need only stay
+    assert target.accuracy(gate, False) == 0.5
 
 
 def margins(new, old):

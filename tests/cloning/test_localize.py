@@ -1,14 +1,19 @@
 """Neighbours of images, and pruning to what the cloned classes need."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from common import FAMILIES, images, source_args, tiny_model
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
-from pnc_hub.cloning.localize import changes, neighbours, parameters, prune
+from pnc_hub.cloning.localize import changes, local_loss, neighbours, parameters, prune
 from pnc_hub.cloning.networks import Networks
+from pnc_hub.cloning.units import units_of
 from pnc_hub.errors import SourceError
 from pnc_hub.module import put_tensors, shrink, tensors_of
 from pnc_hub.points import InsertionPoint
@@ -66,7 +71,7 @@ def parts(family, classes=(1, 2, 4), seed=0):
     batch = images(16, seed=1)
     labels = torch.arange(16) % (len(classes) + 1)
     feature = networks.teach(batch, [cut.name]).features[cut.name]
-    reject = (0.1 * torch.randn(networks.width), torch.zeros(()))
+    reject = (0.1 * torch.randn(1, networks.width), torch.zeros(1))
     return (
         source,
         networks,
@@ -101,7 +106,87 @@ def test_a_pruned_tail_is_smaller_runs_and_can_be_rebuilt_from_its_changes(famil
     shrink(again, shapes, attributes)
     put_tensors(again, tensors_of(branch))
     again.eval()
-    assert_close(again["head"](again["tail"](feature)), expected)
+    assert torch.equal(again["head"](again["tail"](feature)), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_less_is_stored_and_computed(family, tmp_path):
+    _, _, cut, tail, head, local_set = parts(family)
+    size = parameters(tail) + parameters(head)
+    found = []
+    for share in (1.0, 0.8, 0.6):
+        both = nn.Sequential(*prune(tail, head, cut, local_set, int(share * size)))
+        with FlopCounterMode(display=False) as counter:
+            both(local_set[0][0])
+        save_file(both.state_dict(), tmp_path / "tail.safetensors")
+        found.append((parameters(both), counter.get_total_flops(), (tmp_path / "tail.safetensors").stat().st_size))
+    for larger, smaller in pairwise(found):
+        assert all(less < more for less, more in zip(smaller, larger, strict=True)), found
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_attention_loses_heads_and_mlps_lose_widths(family):
+    _, _, cut, tail, head, local_set = parts(family)
+    size = parameters(tail) + parameters(head)
+    pruned, _ = prune(tail, head, cut, local_set, int(0.55 * size))
+    before, after = ([m for m in t.modules() if hasattr(m, "qkv")] for t in (tail, pruned))
+    assert sum(layer.num_heads for layer in after) < sum(layer.num_heads for layer in before)
+    assert all(layer.qkv.out_features == 3 * layer.proj.in_features for layer in after)
+    assert all(
+        layer.proj.in_features // layer.num_heads == old.proj.in_features // old.num_heads
+        for layer, old in zip(after, before, strict=True)
+    )
+    before, after = ([m.fc1.out_features for m in t.modules() if hasattr(m, "fc1")] for t in (tail, pruned))
+    assert sum(after) < sum(before)
+
+
+@pytest.mark.parametrize("family", ["resnet", "mobilenet", "convnext", "regnet"])
+def test_the_penultimate_feature_shrinks(family):
+    _, _, cut, tail, head, local_set = parts(family)
+    pruned, rows = prune(tail, head, cut, local_set, int(0.3 * (parameters(tail) + parameters(head))))
+    assert rows.in_features < head.in_features
+    assert pruned(local_set[0][0]).shape == (16, rows.in_features)
+    assert rows.out_features == head.out_features
+
+
+def test_rows_beyond_the_classes_reject_together():
+    logits, labels = torch.randn(5, 6), torch.tensor([0, 1, 2, 3, 5])
+    found = local_loss(3)(logits, labels)
+    log_p = logits.log_softmax(1)
+    expected = torch.cat([-log_p[:3].diagonal(), -log_p[3:, 3:].logsumexp(1)])
+    assert_close(found, expected)
+    assert_close(local_loss(6)(logits, labels), F.cross_entropy(logits, labels, reduction="none"))
+
+
+def test_a_failing_graph_is_told(monkeypatch):
+    def broken(*_):
+        raise KeyError("no such node")
+
+    monkeypatch.setattr("pnc_hub.cloning.localize.units_of", broken)
+    _, _, cut, tail, head, local_set = parts("resnet")
+    with pytest.raises(SourceError, match="can not be pruned") as caught:
+        prune(tail, head, cut, local_set, 1000)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_graph_that_takes_other_channels_is_found_out(monkeypatch):
+    """Then widths of MLPs and heads alone are pruned; here the first channels go, whichever are chosen."""
+    _, _, cut, tail, head, local_set = parts("mobilenet")
+    simple = []
+
+    def misled(whole, example):
+        units = units_of(whole, example)
+        for group in units.groups:
+            remove = group.remove
+            group.remove = lambda gone, remove=remove: remove(list(range(len(gone))))
+        simple.append(any(group.simple for group in units.groups))
+        return units
+
+    monkeypatch.setattr("pnc_hub.cloning.localize.units_of", misled)
+    with pytest.raises(SourceError) as caught:
+        prune(tail, head, cut, local_set, int(0.9 * (parameters(tail) + parameters(head))))
+    assert simple
+    assert isinstance(caught.value.__cause__, (RuntimeError, ValueError))
 
 
 def test_what_is_small_enough_stays_whole():
@@ -163,3 +248,14 @@ def test_only_images_with_weight_decide():
         left = (pruned[0].weight[:, side].flatten() > 0).sum()
         assert left == 4
         assert parameters(pruned) < parameters(tail)
+
+
+def test_no_more_goes_than_has_to_where_all_is_worth_the_same():
+    _, _, cut, tail, head, local_set = parts("resnet")
+    size = parameters(tail) + parameters(head)
+
+    def equal(whole, units, *_):
+        return [torch.zeros(group.count) for group in units.groups]
+
+    pruned, rows = prune(tail, head, cut, local_set, int(0.7 * size), importance=equal)
+    assert 0.66 * size < parameters(pruned) + parameters(rows) <= 0.7 * size

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from pnc_hub import attachment
 from pnc_hub.cloning.networks import Networks, Reader
 from pnc_hub.errors import SourceError
+from pnc_hub.points import INPUT
 
 CPU = torch.device("cpu")
 
@@ -86,13 +87,21 @@ def test_where_every_class_is_cloned_nothing_is_rejected(source):
     assert torch.equal(networks.teach(images(2)).rejected, torch.full((2,), float("-inf")))
 
 
-def test_head_rows_are_the_sources_and_a_reject_row(source):
+@pytest.mark.parametrize("count", [1, 3])
+def test_head_rows_are_the_sources_and_reject_rows(source, count):
     networks = Networks(source, source, [4, 1], CPU)
-    weight, bias = torch.randn(networks.width), torch.tensor(2.0)
+    weight, bias = torch.randn(count, networks.width), torch.randn(count)
     head = networks.head_rows((weight, bias))
-    assert torch.equal(head.weight, torch.stack([*source.fc.weight[[4, 1]], weight]))
-    assert torch.equal(head.bias, torch.stack([*source.fc.bias[[4, 1]], bias]))
-    assert not networks.head_rows(None).weight[-1].any()
+    assert torch.equal(head.weight, torch.cat([source.fc.weight[[4, 1]], weight]))
+    assert torch.equal(head.bias, torch.cat([source.fc.bias[[4, 1]], bias]))
+
+
+@pytest.mark.parametrize("point", [INPUT, "layer2.0", "layer4.1"])
+def test_one_feature_is_that_of_the_whole_pass(source, point):
+    networks = Networks(source, source, [0], CPU)
+    batch = images(3)
+    assert torch.equal(networks.target.feature(batch, point), networks.target(batch, [point])[1][point])
+    assert not networks.target.model.get_submodule("layer2.0")._forward_hooks
 
 
 def test_a_tail_is_a_copy(source):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pnc_hub.cloning.networks import Lesson, Networks
-from pnc_hub.cloning.refine import Recipe, distillation_loss, refine
+from pnc_hub.cloning.refine import Recipe, augmented, distillation_loss, refine
 from pnc_hub.fingerprint import state_digest
 from pnc_hub.module import Adapter, CloneModule
 
@@ -16,16 +16,13 @@ INF = float("inf")
 PAIR = ("stages.1", "layer2.1")
 
 
-def lesson(cloned, rejected, penultimate=None):
-    penultimate = torch.zeros(len(cloned), 4) if penultimate is None else penultimate
-    return Lesson(torch.tensor(cloned), torch.tensor(rejected), penultimate, {})
+def lesson(cloned, rejected):
+    return Lesson(torch.tensor(cloned), torch.tensor(rejected), torch.zeros(len(cloned), 4), {})
 
 
-def loss_of(logits, taught, labels, near=None, penultimate=None):
+def loss_of(logits, taught, labels, anchored=False):
     logits = torch.as_tensor(logits)
-    penultimate = taught.penultimate if penultimate is None else penultimate
-    near = torch.ones(len(labels)) if near is None else torch.tensor(near)
-    return float(distillation_loss((logits[:, :-1], logits[:, -1], penultimate), taught, torch.tensor(labels), near))
+    return float(distillation_loss((logits[:, :-1], logits[:, -1]), taught, torch.tensor(labels), anchored))
 
 
 def goal(taught, labels):
@@ -40,12 +37,19 @@ def goal(taught, labels):
 @pytest.mark.parametrize("labels", [[0, 2], [1, -1], [-1, -1]])
 @pytest.mark.parametrize("rejected", [[0.3, 1.0], [-INF, -INF]], ids=["others known", "all classes cloned"])
 def test_the_loss_is_least_at_the_goal(labels, rejected):
-    taught = lesson([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0]], rejected, torch.randn(2, 4))
+    taught = lesson([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0]], rejected)
     best = goal(taught, labels)
     assert loss_of(best, taught, labels) == pytest.approx(0.0, abs=1e-5)
     for other in torch.eye(4)[:3]:
         assert loss_of((0.95 * best.exp() + 0.05 * other).log(), taught, labels) > 1e-4
-    assert loss_of(best, taught, labels, penultimate=taught.penultimate + 0.1) > 1e-4
+
+
+def test_an_anchor_sees_the_level_of_the_logits():
+    taught = lesson([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0]], [0.3, 1.0])
+    said = torch.cat([taught.cloned, taught.rejected[:, None]], 1)
+    assert loss_of(said + 5, taught, [0, 1]) == pytest.approx(loss_of(said, taught, [0, 1]), abs=1e-5)
+    assert loss_of(said, taught, [0, 1], True) == pytest.approx(loss_of(said, taught, [0, 1]), abs=1e-5)
+    assert loss_of(said + 5, taught, [0, 1], True) > loss_of(said, taught, [0, 1]) + 1
 
 
 def test_both_sides_weigh_the_same_whatever_their_numbers():
@@ -61,11 +65,19 @@ def test_both_sides_weigh_the_same_whatever_their_numbers():
     assert right_new == pytest.approx((loss_of([yes], lesson([[0.0]], [0.0]), [0]) + old) / 2, rel=1e-5)
 
 
-def test_far_neighbours_count_less():
-    taught = lesson([[0.0, 0.0]] * 2, [0.0, 0.0])
-    wrong_far = loss_of([[0.0, 9.0, 0.0], [0.0, 0.0, 0.0]], taught, [0, 0], near=[0.1, 1.0])
-    wrong_near = loss_of([[0.0, 9.0, 0.0], [0.0, 0.0, 0.0]], taught, [0, 0], near=[1.0, 0.1])
-    assert wrong_far < wrong_near / 2
+def test_images_are_shifted_and_mirrored():
+    count, side = 200, 16
+    marked = torch.zeros(count, 1, side, side)
+    marked[:, 0, 8, 3] = 1.0
+    g = torch.Generator().manual_seed(0)
+    rows, columns = (augmented(marked, g, flip=False)[:, 0].flatten(1).argmax(1) // side, None)
+    assert set(rows.tolist()) == {6, 7, 8, 9, 10}
+    columns = augmented(marked, g, flip=True)[:, 0].flatten(1).argmax(1) % side
+    assert set(columns.tolist()) == {1, 2, 3, 4, 5, 10, 11, 12, 13, 14}
+    assert (augmented(marked, g, flip=False)[:, 0].flatten(1).argmax(1) % side).max() == 5
+    whole = torch.ones(3, 2, side, 2 * side)
+    assert augmented(whole, g, True).shape == whole.shape
+    assert augmented(whole, g, True).mean() < 1
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +88,9 @@ def networks():
 @pytest.fixture
 def module(networks):
     adapter = Adapter(networks.points()[PAIR[0]], networks.cuts()[PAIR[1]])
-    return CloneModule(adapter, networks.tail(PAIR[1]), networks.head_rows(None))
+    return CloneModule(
+        adapter, networks.tail(PAIR[1]), networks.head_rows((torch.zeros(1, networks.width), torch.zeros(1)))
+    )
 
 
 def batches(seed, count=24):
@@ -90,11 +104,11 @@ def held_out_loss(networks, module):
     for batch, labels in batches(7):
         _, read = networks.target(batch, [PAIR[0]])
         with torch.no_grad():
-            losses.append(distillation_loss(module(read[PAIR[0]]), networks.teach(batch), labels, torch.ones(8)))
+            losses.append(distillation_loss(module(read[PAIR[0]]), networks.teach(batch), labels, False))
     return float(sum(losses))
 
 
-def run(module, networks, score=None, epochs=3, tune=True, rate=2e-3, seed=0):
+def run(module, networks, score=None, epochs=3, tune=True, rate=2e-3, seed=0, universal=True):
     score = score or (lambda found: -held_out_loss(networks, found))
     ticks = []
     best = refine(
@@ -104,11 +118,11 @@ def run(module, networks, score=None, epochs=3, tune=True, rate=2e-3, seed=0):
         PAIR,
         batches(3),
         score,
-        Recipe(epochs, rate, tune),
+        Recipe(epochs, rate, tune, universal),
         torch.Generator().manual_seed(seed),
         lambda: ticks.append(None),
     )
-    assert len(ticks) == epochs
+    assert len(ticks) == round(epochs * len(batches(3)))
     return best
 
 
@@ -149,14 +163,23 @@ def test_the_tail_is_trained_only_where_it_is_tuned(networks, module, tune):
     assert changed == {"adapter", "head", *(["tail"] if tune else [])}
 
 
-def test_batch_statistics_stay_the_sources(networks, module):
+@pytest.mark.parametrize("universal", [True, False])
+def test_batch_statistics_stay_the_sources_where_its_own_features_come_in(networks, module, universal):
     norms = [layer for layer in module.tail.modules() if isinstance(layer, nn.BatchNorm2d)]
     before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in norms]
-    run(module, networks)
+    run(module, networks, universal=universal)
     assert norms
     for layer, (mean, var) in zip(norms, before, strict=True):
-        assert torch.equal(layer.running_mean, mean)
-        assert torch.equal(layer.running_var, var)
+        assert not layer.training
+        assert torch.equal(layer.running_mean, mean) == universal
+        assert torch.equal(layer.running_var, var) == universal
+
+
+def test_parts_of_a_pass_count(networks, module):
+    before = state_digest(module)
+    run(module, networks, score=lambda _found: 0.0, epochs=1.5)
+    run(module, networks, epochs=0.1)  # less than a step
+    assert state_digest(module) == before
 
 
 def test_the_generator_decides(networks, module):

@@ -8,14 +8,16 @@ from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
 from pnc_hub.cloning.batches import Batches, Split
+from pnc_hub.cloning.curve import Place, macs
 from pnc_hub.cloning.data import Images
 from pnc_hub.cloning.evaluate import gather
+from pnc_hub.cloning.gate import Evidence
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.refine import Recipe
-from pnc_hub.cloning.select import _local_set, _reject_row, _worth_a_trial, best_clone
+from pnc_hub.cloning.select import ROUNDS, Size, _local_set, _reject_rows, _trials, best_clone
 from pnc_hub.cloning.stitch import Candidate
 from pnc_hub.errors import InsertionPointError, SourceError
-from pnc_hub.points import InsertionPoint
+from pnc_hub.module import Adapter, CloneModule
 
 CPU = torch.device("cpu")
 
@@ -36,35 +38,49 @@ def prepared(networks):
     return Batches(split(networks, 3, 1), split(networks, 7, 2, 4), Accelerator(cpu=True), 16, 0, 0)
 
 
-def choose(networks, prepared, fixed=("stages.1", "layer3.1"), keep=1.0, epochs=0, budget=None):
-    bar = tqdm(disable=True)
-    return best_clone(networks, prepared, fixed, keep, Recipe(epochs, 2e-3, True), budget, bar)
+def choose(
+    networks,
+    prepared,
+    fixed=("stages.1", "layer3.1"),
+    keep=1.0,
+    epochs=0,
+    budget=None,
+    macs=float("inf"),
+    universal=True,
+):
+    size = Size(int(keep * networks.parameters), macs)
+    recipe = Recipe(epochs, 2e-3, True, universal)
+    return best_clone(networks, prepared, fixed, size, recipe, budget, tqdm(disable=True))
 
 
-def candidate(target, source, match):
-    points = [InsertionPoint(name, 0, channels, 8, "NCHW", (grid, grid)) for name, channels, grid in (target, source)]
-    return Candidate(*points, None, match)
+def test_each_stage_tries_its_best_and_its_best_of_the_same_size(networks, prepared):
+    points, cuts = networks.points(), networks.cuts()
 
+    def place(target, source):
+        return Place(Candidate(points[target], cuts[source], Adapter(points[target], cuts[source])), *[0.5] * 4, 0, 0)
 
-def test_each_stage_tries_its_best_match_and_its_best_of_the_same_size():
-    best_late = candidate(("b1", 8, 4), ("c3", 8, 1), 0.9)
-    best_same = candidate(("b2", 8, 4), ("c2", 8, 4), 0.8)
-    worse = candidate(("b1", 8, 4), ("c1", 8, 4), 0.7)
-    other_stage = candidate(("d1", 16, 2), ("c4", 8, 2), 0.6)
-    assert _worth_a_trial([best_late, best_same, worse, other_stage]) == [best_late, best_same, other_stage]
+    names = [("stages.1", "global_pool"), ("stages.1", "layer2.1"), ("stages.1", "layer2.0"), ("stages.2", "layer4.1")]
+    reject = _reject_rows(networks, prepared)
+    found = _trials(networks, prepared, [place(*pair) for pair in names], reject, Size(networks.parameters * 2))
+    tried = [(one.place.candidate.target.name, one.place.candidate.source.name) for one in found]
+    assert tried == [names[0], names[1], names[3]]
+    assert len(names) <= ROUNDS[0][0]
 
 
 def test_the_reject_row_stands_for_the_sources_other_classes(networks, prepared):
-    weight, bias = _reject_row(networks, prepared)
+    weight, bias = _reject_rows(networks, prepared)
     lesson = networks.teach(images(200, 5))
-    found = lesson.penultimate @ weight + bias
+    found = lesson.penultimate @ weight[0] + bias[0]
     residual = ((found - lesson.rejected) ** 2).mean() / lesson.rejected.var()
     assert residual < 0.3
 
 
-def test_where_every_class_is_cloned_there_is_no_reject_row(prepared):
+def test_where_every_class_is_cloned_the_reject_row_says_nothing(prepared):
     networks = Networks(tiny_model("resnet"), tiny_model("convnext"), list(range(7)), CPU)
-    assert _reject_row(networks, prepared) is None
+    weight, bias = _reject_rows(networks, prepared)
+    assert weight.shape == (1, networks.width)
+    assert not weight.any()
+    assert not bias.any()
 
 
 @pytest.mark.parametrize("with_target", [True, False])
@@ -83,10 +99,22 @@ def test_the_local_set_holds_images_neighbours_and_the_targets_images(networks, 
 
 @pytest.mark.parametrize("fixed", [("stages.1", "layer3.1"), ("stages.2", None), (None, "global_pool")])
 def test_what_the_caller_fixed_stays(networks, prepared, fixed):
-    learned = choose(networks, prepared, fixed)
+    learned, _ = choose(networks, prepared, fixed)
     found = learned.target.name, learned.source.name
     assert all(wanted in (None, name) for wanted, name in zip(fixed, found, strict=True))
     assert learned.match <= 1
+
+
+def test_the_curve_has_every_pair_that_was_tried(networks, prepared):
+    learned, places = choose(networks, prepared, ("stages.1", None))
+    pairs = {(place.candidate.target.name, place.candidate.source.name) for place in places}
+    assert len(pairs) == len(places) > 2
+    assert (learned.target.name, learned.source.name) in pairs
+
+
+def test_a_clone_for_one_target_has_no_gate_for_others(networks, prepared):
+    assert choose(networks, prepared)[0].universal_gate is not None
+    assert choose(networks, prepared, universal=False)[0].universal_gate is None
 
 
 @pytest.mark.parametrize(
@@ -107,8 +135,21 @@ def test_places_that_do_not_exist_or_do_not_fit_are_refused(networks, prepared, 
 @pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
 def test_the_clone_keeps_to_its_size(networks, prepared, keep):
     cut = {0.9: "layer3.0", 0.6: "layer4.0", 0.3: "layer4.1"}[keep]
-    learned = choose(networks, prepared, ("stages.1", cut), keep=keep)
+    learned, _ = choose(networks, prepared, ("stages.1", cut), keep=keep)
     assert learned.parameters() <= keep * networks.parameters
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_the_clone_keeps_to_its_macs(networks, prepared, share):
+    pair = ("stages.1", "layer2.1")
+    whole = CloneModule(
+        Adapter(networks.points()[pair[0]], networks.cuts()[pair[1]]),
+        networks.tail(pair[1]),
+        networks.head_rows(_reject_rows(networks, prepared)),
+    )
+    allowed = share * macs(whole, networks.points()[pair[0]])
+    learned, _ = choose(networks, prepared, pair, macs=allowed)
+    assert macs(learned.module, learned.target) <= allowed
 
 
 def test_a_size_that_can_not_be_met_is_refused(networks, prepared):
@@ -118,11 +159,11 @@ def test_a_size_that_can_not_be_met_is_refused(networks, prepared):
 
 @pytest.mark.parametrize("budget", [0.3, 0.5])
 def test_a_budget_holds_on_the_images_it_was_calibrated_on(networks, prepared, budget):
-    learned = choose(networks, prepared, budget=budget)
+    learned, _ = choose(networks, prepared, budget=budget)
 
     def read(images):
         logits, features = networks.target(images, ["stages.1"])
         return (logits, *learned.module(features["stages.1"]))
 
-    old = gather(read, prepared.loader([prepared.target.calibrate]))
+    old = Evidence(*gather(read, prepared.loader([prepared.target.calibrate])))
     assert (old.margin(learned.gate) > 0).float().mean() <= budget

@@ -1,4 +1,4 @@
-"""Closed-form adapters, the pairs that are tried, and their ranking."""
+"""Closed-form adapters, and the pairs that are tried."""
 
 import pytest
 import torch
@@ -128,18 +128,27 @@ def batches(seed, count=40):
     return [(part, None) for part in images(count, seed).split(16)]
 
 
+@torch.no_grad()
+def match(networks, candidate):
+    """Share of the variance of the source's feature at the cut that the adapter explains, on new images."""
+    name = candidate.source.name
+    read = networks.target(images(24, 7), [candidate.target.name])[1][candidate.target.name]
+    goal = networks.teach(images(24, 7), [name]).features[name]
+    return 1 - float(((candidate.adapter(read) - goal) ** 2).mean() / (goal - goal.mean(0)).pow(2).mean())
+
+
 @pytest.mark.parametrize("family", ["convnext", "vit"])
 def test_the_same_place_of_the_same_network_matches_perfectly(family):
     model = tiny_model(family)
     networks = Networks(model, model, [0, 1], CPU)
     pairs = admissible_pairs(networks.points(), networks.cuts(), None, None)
     found = search(networks, Accelerator(cpu=True), batches(1), batches(2), pairs, seed=0)
-    matches = [candidate.match for candidate in found]
-    assert matches == sorted(matches, reverse=True)
-    assert len(found) == len(pairs)
-    same = [candidate.match for candidate in found if candidate.target.name == candidate.source.name]
-    assert min(same[:3]) > 0.999
-    assert matches[-1] < 0.95
+    assert {(candidate.target, candidate.source) for candidate in found} == set(pairs)
+    fits = {(one.target.name, one.source.name): match(networks, one) for one in found}
+    same = [fit for (target, source), fit in fits.items() if target == source]
+    assert len(same) >= 3
+    assert min(same) > 0.999
+    assert min(fits.values()) < 0.95
 
 
 def test_an_exactly_linear_relation_between_two_networks_is_recovered():
@@ -154,7 +163,7 @@ def test_an_exactly_linear_relation_between_two_networks_is_recovered():
     expected = networks.teach(images(2, 5), ["layer1.1"]).features["layer1.1"]
     assert_close(to_maps(found.adapter(read["layer1.1"]), pair[1]), expected, rtol=0, atol=0.01)
     assert_close(found.adapter.map.weight, mix, rtol=0, atol=0.01)
-    assert found.match > 0.999
+    assert match(networks, found) > 0.999
 
 
 class _Mix(nn.Module):
@@ -173,5 +182,4 @@ def test_the_search_is_reproducible():
         search(networks, Accelerator(cpu=True), batches(1), batches(2), pairs, seed)[0] for seed in (0, 0, 1)
     )
     assert torch.equal(first.adapter.map.weight, again.adapter.map.weight)
-    assert first.match == again.match
-    assert other.match == pytest.approx(first.match, abs=0.2)
+    assert match(networks, other) == pytest.approx(match(networks, first), abs=0.2)

@@ -1,0 +1,139 @@
+"""The insertion curve: how well a clone would do at each place, before anything is trained.
+
+Every candidate's closed-form adapter is put before the whole tail, a gate is fitted on what comes out, and the joint answer
+is measured on held-out images. One look at a few hundred images tells what training every candidate would
+(`recipes/insertion.py` compares the two).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pnc_hub.cloning import gate as gates
+from pnc_hub.cloning.batches import Batches
+from pnc_hub.cloning.evaluate import gather
+from pnc_hub.cloning.localize import parameters
+from pnc_hub.cloning.networks import Networks
+from pnc_hub.cloning.stitch import Candidate
+from pnc_hub.module import CloneModule, empty
+from pnc_hub.points import InsertionPoint
+
+IMAGES = 200  # of each side and part: two accuracies that differ by less than three points are the same
+
+
+@dataclass(frozen=True)
+class Place:
+    """One point of the curve.
+
+    Attributes:
+        candidate: where the target is read and the source is cut, with the closed-form adapter.
+        match: share of the source's logits' variance that is reproduced on held-out images (R2).
+        tar: accuracy among the cloned classes.
+        avg_u: mean of old and new accuracy of the joint answer; None without images of others.
+        auroc: of the gate; None without images of others.
+        parameters: of adapter, unpruned tail and head.
+        macs: multiply-accumulates of the same for one image.
+    """
+
+    candidate: Candidate
+    match: float
+    tar: float
+    avg_u: float | None
+    auroc: float | None
+    parameters: int
+    macs: int
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """Larger is better: joint accuracy, then the gate; without images of others what is known of the cloned."""
+        return (self.tar, self.match) if self.avg_u is None else (self.avg_u, self.auroc or 0.0)
+
+    def row(self) -> dict[str, Any]:
+        """As a flat record."""
+        return {
+            "insertion": self.candidate.target.name,
+            "cut": self.candidate.source.name,
+            **{name: getattr(self, name) for name in ("match", "tar", "avg_u", "auroc", "parameters", "macs")},
+        }
+
+
+@torch.no_grad()
+def insertion_curve(
+    networks: Networks, batches: Batches, candidates: list[Candidate], reject: tuple[Tensor, Tensor]
+) -> list[Place]:
+    """Judge every candidate on held-out images, best first.
+
+    Args:
+        networks: source and target.
+        batches: the images; at most ``IMAGES`` of each side and part are looked at.
+        candidates: with their closed-form adapters.
+        reject: reject rows of the head.
+    """
+    tails = {candidate.source.name: networks.tail(candidate.source.name) for candidate in candidates}
+    head = networks.head_rows(reject)
+    modules = [CloneModule(one.adapter, tails[one.source.name], head) for one in candidates]
+    points = {candidate.target.name for candidate in candidates}
+
+    def read(images: Tensor) -> tuple[Tensor, ...]:
+        logits, features = networks.target(images, points)
+        goal = networks.teach(images).penultimate
+        columns = [logits, goal]
+        for candidate, module in zip(candidates, modules, strict=True):
+            clone_logits, rejected, found = module(features[candidate.target.name])
+            columns += [clone_logits, rejected, ((found - goal) ** 2).sum(1)]
+        return tuple(columns)
+
+    parts = [
+        [_seen(read, batches, side, part) for side in (batches.cloned, batches.target)] for part in ("fit", "choose")
+    ]
+    places = [
+        _place(position, candidate, module, parts)
+        for position, (candidate, module) in enumerate(zip(candidates, modules, strict=True))
+    ]
+    return sorted(places, key=lambda place: place.score, reverse=True)
+
+
+def _seen(read: Any, batches: Batches, side: Any, part: str) -> tuple[Tensor, ...] | None:
+    return None if side is None else gather(read, batches.loader([getattr(side, part)], most=IMAGES))
+
+
+def _place(position: int, candidate: Candidate, module: CloneModule, parts: list) -> Place:
+    fit, choose = ([_evidence(side, position) for side in part] for part in parts)
+    goal = torch.cat([side[1] for side in parts[1] if side is not None])
+    error = torch.cat([side[4 + 3 * position] for side in parts[1] if side is not None])
+    new, old = choose
+    avg_u = separation = None
+    if old is not None:
+        gate = gates.fit(*fit, choose, universal=False)
+        gate.offset.fill_(gates.best_offset(gate, *fit, None))
+        avg_u = (new.accuracy(gate, True) + old.accuracy(gate, False)) / 2
+        separation = gates.auroc(new.gate_logit(gate), old.gate_logit(gate))
+    return Place(
+        candidate,
+        float(1 - error.sum() / ((goal - goal.mean(0)) ** 2).sum().clamp_min(1e-12)),
+        float((new.clone_logits.argmax(1) == new.labels).float().mean()),
+        avg_u,
+        separation,
+        parameters(module),
+        macs(module, candidate.target),
+    )
+
+
+def _evidence(side: tuple[Tensor, ...] | None, position: int) -> gates.Evidence | None:
+    if side is None:
+        return None
+    logits, clone_logits, rejected = side[0], *side[2 + 3 * position : 4 + 3 * position]
+    return gates.Evidence(logits, clone_logits, rejected, logits.new_zeros(len(logits), 0), side[-1])
+
+
+def macs(module: nn.Module, point: InsertionPoint) -> int:
+    """Multiply-accumulates of ``module`` for one image's feature at ``point``."""
+    example = empty(point, device=next(module.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(example)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,48 @@
+"""CIFAR-10: a target that knows five classes, a source that knows the other five.
+
+python recipes/cifar10.py --data DIR --json cifar10.json
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from functools import lru_cache
+
+import protocol
+import reading
+from pairs import Pair
+from task import Task
+
+
+@lru_cache(maxsize=1)
+def pair(data: str, preset: str) -> Pair:
+    """The networks of this benchmark."""
+    quick = preset == "quick"
+    return Pair(
+        benchmark="C10",
+        train=reading.cifar10(data)[0],
+        test=reading.cifar10(data)[1],
+        target_classes=5,
+        mean=reading.CIFAR_MEAN,
+        std=reading.CIFAR_STD,
+        unrelated=reading.cifar100(data)[0],
+        source="resnet14" if quick else "resnet18",
+        target="resnet14" if quick else "resnet18",
+        epochs=15 if quick else 60,
+    )
+
+
+def make(arguments: Namespace, seed: int, regime: str) -> Task:
+    """One task."""
+    return pair(arguments.data, arguments.preset).task(seed, regime, arguments.clone, arguments.device)
+
+
+BENCHMARK = protocol.Benchmark(
+    name="C10",
+    make=make,
+    options={"--clone": {"type": int, "default": 5, "choices": (1, 3, 5), "help": "classes to clone"}},
+    describe=lambda arguments, seed: pair(arguments.data, arguments.preset).accuracies(seed, arguments.device),
+)
+
+if __name__ == "__main__":
+    protocol.main(BENCHMARK)

@@ -1,0 +1,84 @@
+"""The insertion curve: what is said of each place before anything is trained."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from common import images, tiny_model
+from torch.utils.data import TensorDataset
+
+from pnc_hub.cloning import stitch
+from pnc_hub.cloning.batches import Batches, Split
+from pnc_hub.cloning.curve import insertion_curve, macs
+from pnc_hub.cloning.data import Images
+from pnc_hub.cloning.networks import Networks
+from pnc_hub.points import InsertionPoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def networks():
+    model = tiny_model("resnet", seed=1)
+    return Networks(model, model, [1, 2, 4], CPU)
+
+
+def split(networks, images, labels):
+    return Split.of(Images(TensorDataset(images, labels), networks.target.preprocess, {k: k for k in range(7)}), 0)
+
+
+@pytest.fixture(scope="module")
+def prepared(networks):
+    """Images that the source itself takes for one of the cloned classes, and images that look different."""
+    candidates = images(400, 1)
+    likes = networks.teach(candidates).cloned.argmax(1)
+    chosen = torch.cat([torch.nonzero(likes == label)[:20, 0] for label in range(3)])
+    other = images(120, 2) * 0.2 + 1
+    known = networks.target(other)[0].argmax(1)
+    usual = known == known.mode().values
+    sides = split(networks, candidates[chosen], likes[chosen]), split(networks, other[usual], known[usual])
+    return Batches(*sides, Accelerator(cpu=True), 16, 0, 0)
+
+
+def curve(networks, prepared, pairs=None):
+    points, cuts = networks.points(), networks.cuts()
+    pairs = pairs or [("layer1.1", "layer1.1"), ("layer1.1", "layer3.1"), ("layer3.1", "layer3.1")]
+    fit, held_out = (prepared.mixed(part) for part in ("fit", "choose"))
+    named = [(points[target], cuts[source]) for target, source in pairs]
+    found = stitch.search(networks, prepared.accelerator, fit, held_out, named, 0)
+    reject = (torch.zeros(1, networks.width), torch.zeros(1))
+    return insertion_curve(networks, prepared, found, reject)
+
+
+def test_the_same_place_of_the_same_network_is_best(networks, prepared):
+    places = curve(networks, prepared)
+    assert [place.score for place in places] == sorted((place.score for place in places), reverse=True)
+    by_name = {(row["insertion"], row["cut"]): row for row in (place.row() for place in places)}
+    for name in ("layer1.1", "layer3.1"):
+        row = by_name[name, name]
+        assert row["match"] > 0.99
+        assert row["tar"] == 1.0  # it says what the source says, and the labels are that
+        assert row["auroc"] > 0.9
+        assert row["avg_u"] > 0.8
+    assert by_name["layer1.1", "layer3.1"]["match"] < 0.95
+
+
+def test_without_images_of_others_only_the_cloned_classes_are_judged(networks, prepared):
+    alone = Batches(prepared.cloned, None, prepared.accelerator, 16, 0, 0)
+    for place in curve(networks, alone):
+        assert place.avg_u is None
+        assert place.auroc is None
+        assert place.score == (place.tar, place.match)
+
+
+def test_cost_is_that_of_adapter_tail_and_head(networks, prepared):
+    early, late = (next(iter(curve(networks, prepared, [(name, name)]))) for name in ("layer1.1", "layer4.1"))
+    assert early.parameters > late.parameters
+    assert early.macs > late.macs
+    tail = networks.tail("layer4.1")
+    width = networks.width
+    assert late.parameters == sum(p.numel() for p in tail.parameters()) + width * (width + 1) + 4 * (width + 1)
+
+
+def test_macs_of_a_linear_layer_are_its_weights():
+    point = InsertionPoint("pooled", 0, 5, 32, "NC", (1, 1))
+    assert macs(torch.nn.Linear(5, 7), point) == 35
