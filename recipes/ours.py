@@ -17,7 +17,13 @@ from pnc_hub.fingerprint import state_digest
 VARIANTS: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
     ("clone", REGIMES, {}),
     ("clone_closed", REGIMES, {"epochs": 0}),
-    ("clone_budget", ("R4",), {"locality_budget": 0.01}),
+    ("clone_budget", ("R4",), {"epochs": 0, "locality_budget": 0.01}),
+    # ablations
+    ("clone_small", ("R4",), {"keep": 0.15}),
+    ("clone_unpruned", ("R4",), {"keep": 1.0}),
+    ("clone_frozen_tail", ("R4",), {"tune": False}),
+    ("closed_small", REGIMES, {"epochs": 0, "keep": 0.15}),
+    ("closed_unpruned", ("R4",), {"epochs": 0, "keep": 1.0}),
 )
 
 
@@ -52,6 +58,7 @@ def clone(task: Task, **options: Any) -> Result:
         target_data=task.old if task.regime in ("R3", "R4") else None,
         source_args=task.source_args,
         universal=False,
+        held_out=0.05,
         progress=False,
         seed=task.seed,
         device=task.device,

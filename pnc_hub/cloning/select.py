@@ -14,7 +14,7 @@ from pnc_hub import fusion
 from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning import localize, stitch
 from pnc_hub.cloning.batches import Batches
-from pnc_hub.cloning.curve import Place, insertion_curve, macs
+from pnc_hub.cloning.curve import Place, insertion_curve, judge, macs
 from pnc_hub.cloning.evaluate import gather
 from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.cloning.package import Learned
@@ -29,7 +29,7 @@ MAX_GATE_IMAGES = 2000
 # Localisation looks at so many pixels of each side, so that its time does not grow with the size of the images.
 LOCAL_PIXELS = 1 << 23
 # Successive halving: so many places are refined for this share of the passes, the best go on.
-ROUNDS: tuple[tuple[int, float], ...] = ((6, 0.05), (3, 0.15), (1, 1.0))
+ROUNDS: tuple[tuple[int, float], ...] = ((6, 0.04), (3, 0.08), (1, 1.0))
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,13 @@ def best_clone(
     reject = _reject_rows(networks, batches)
     places = insertion_curve(networks, batches, candidates, reject)
     trials = _trials(networks, batches, places, reject, size)
+    pruned = judge(networks, batches, [(trial.place.candidate, trial.module) for trial in trials])
+    order = [id(place.candidate) for place in pruned]
+    trials.sort(key=lambda trial: order.index(id(trial.place.candidate)))
     steps = recipe.epochs * len(batches.mixed("fit", shuffle=True))
     bar.total = sum(min(most, len(trials)) * round(share * steps) for most, share in ROUNDS)
-    for most, share in ROUNDS:
-        trials = sorted(trials, key=lambda trial: -trial.score)[:most]
+    for most, share in ROUNDS if recipe.epochs else ():
+        trials = sorted(trials, key=lambda trial: -trial.score)[:most]  # the first time in the order they have
         for trial in trials:
             _refine(trial, networks, batches, replace(recipe, epochs=share * recipe.epochs), bar)
     return _with_gate(trials[0], networks, batches, locality_budget, recipe.universal), places
