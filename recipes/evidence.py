@@ -94,16 +94,18 @@ class Study:
         )
         return right / len(dataset)
 
-    def joint_data(self, repeat: bool = False) -> Joined:
+    def joint_data(self, repeat: bool = False, fit: bool = False) -> Joined:
         """Training images labelled with joint classes: the cloned ones, and the target's where the regime has them.
 
-        ``repeat`` shows the target's few images again until they are as many as the new ones.
+        Args:
+            repeat: show the target's few images again until they are as many as the new ones.
+            fit: leave out the held-out ones, for methods that choose by them.
         """
-        new = (self.task.new, self.known)
+        new, old = (self.new[0], self.old[0] if self.old else None) if fit else (self.task.new, self.task.old)
         if not self.labelled:
-            return Joined(new)
-        times = max(1, round(len(self.task.new) / len(self.task.old))) if repeat else 1
-        return Joined(new, *[(self.task.old, 0)] * times)
+            return Joined((new, self.known))
+        times = max(1, round(len(new) / len(old))) if repeat else 1
+        return Joined((new, self.known), *[(old, 0)] * times)
 
     def train(
         self, model: nn.Module, data: Dataset, share: float, recipe: Recipe | None = None, loss: Loss | None = None

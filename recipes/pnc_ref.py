@@ -184,7 +184,7 @@ def _inserted(
         distilled = ((cloned - goal) ** 2).mean(1) / goal.var().clamp_min(1e-6)
         return (weight * (truth + distilled)).sum()
 
-    module = study.train(module, study.joint_data(repeat=True), SHARE, RECIPE, loss).requires_grad_(False)
+    module = study.train(module, study.joint_data(repeat=True, fit=True), SHARE, RECIPE, loss).requires_grad_(False)
 
     @torch.no_grad()
     def predict(images: Tensor) -> Tensor:

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 import training
 from reading import MissingDataError
-from task import REGIMES, Result, Task
+from task import REGIMES, NotForThisTask, Result, Task
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from pnc_hub.cloning.gate import auroc
+from pnc_hub.fingerprint import state_digest
 
 SEEDS = (1993, 1994, 1995)
 PIXELS = 500 * 32 * 32  # of a batch: large photos in large batches take gigabytes
@@ -122,7 +123,11 @@ def run(benchmark: Benchmark, arguments: argparse.Namespace) -> Iterator[dict]:
                 row = rows.find(settings)
                 if row is None:
                     task = task or benchmark.make(arguments, seed, regime)
-                    row = settings | measure(task, method)
+                    try:
+                        row = settings | measure(task, method)
+                    except NotForThisTask as reason:
+                        print(f"{benchmark.name} {seed} {regime} {name}: left out, {reason}", file=sys.stderr)
+                        continue
                     rows.add(row)
                     print(_line(row), file=sys.stderr, flush=True)
                 yield row
@@ -155,6 +160,7 @@ def measure(task: Task, method: Method) -> dict[str, Any]:
     torch.manual_seed(task.seed)
     alone, old_labels = logits_of(task.target, task.old_test)
     source, positions = logits_of(task.source, task.new_test)
+    before = state_digest(task.target)
     result = method(task)
     old, _ = logits_of(result.predict, task.old_test)
     new, _ = logits_of(result.predict, task.new_test)
@@ -174,6 +180,7 @@ def measure(task: Task, method: Method) -> dict[str, Any]:
         "shots": round(len(task.new) / len(task.labels)),
         "epochs": task.epochs,
         **result.extra,
+        "restored": state_digest(task.target) == before,
     }
 
 

@@ -25,8 +25,8 @@ def side_network(task: Task) -> Result:
     ours.
     """
     study = Study(task)
-    others = study.task.old
-    data = study.joint_data()
+    others = study.old[0] if study.old else None
+    data = study.joint_data(fit=True)
     if others is not None and not study.labelled:
         data = type(data)(*data.parts, (others, 0))
 
@@ -36,7 +36,7 @@ def side_network(task: Task) -> Result:
         goal = torch.where(new, labels - study.known, study.count)
         weight = torch.ones(study.count + 1, device=images.device)
         # few images of others would not be heard beside many new ones, and the other way round
-        share = (len(data) - len(task.new)) / len(data)
+        share = (len(data) - len(study.new[0])) / len(data)
         if share:
             weight[-1] = (1 - share) / share / study.count
         logits = model(images)

@@ -16,9 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 
+class NotForThisTask(Exception):
+    """A method has nothing to do here."""
+
+
 def clock() -> float:
     """Seconds: of the processor where there is no accelerator, so that others' work on the machine does not count."""
-    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 REGIMES = ("R1", "R2", "R3", "R4")

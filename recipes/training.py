@@ -97,8 +97,8 @@ def train(
     model.to(memory_format=torch.channels_last)
     steps = max(1, epochs * (-(-len(data) // batch_size)))
     stepper = create_optimizer_v2(model, opt=optimizer, lr=learning_rate, weight_decay=weight_decay, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(stepper, learning_rate, steps, pct_start=0.25)
-    model, stepper, schedule = accelerator.prepare(model, stepper, schedule)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(stepper, learning_rate, steps, pct_start=0.25 if steps > 4 else 0.3)
+    model, stepper = accelerator.prepare(model, stepper)
     run = _Run(model, stepper, schedule, path and path.with_suffix(".part"))
     # mixed precision is not the Accelerator's: its state outlives it, and what comes after would inherit bfloat16
     autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=half)

@@ -36,7 +36,7 @@ def untrained_clone(
         torch.manual_seed(seed)
         networks = Networks(source, target, list(range(len(labels))), torch.device("cpu"))
         at, after = networks.points()[insertion], networks.cuts()[cut]
-        tail, head = networks.tail(cut), networks.head_rows((0.1 * torch.randn(networks.width), torch.zeros(())))
+        tail, head = networks.tail(cut), networks.head_rows((0.1 * torch.randn(1, networks.width), torch.zeros(1)))
         if keep is not None:
             feature = torch.randn_like(empty(after, batch=2))
             local = [(feature, torch.zeros(2, dtype=torch.long), torch.ones(2))]
@@ -45,10 +45,10 @@ def untrained_clone(
         gate = Gate(head.in_features).requires_grad_(False)
         for parameter in gate.parameters():
             parameter.copy_(0.1 * torch.randn(parameter.shape))
-        learned = Learned(module, gate, gate, at, after, 0.0)
+        learned = Learned(module, gate, None, at, after, 0.0)
         described = source_config(source, {}, None, "apache-2.0", networks)
         classes = {label: row for row, label in enumerate(labels)}
-        return package(learned, networks, described, classes, None, target, universal=False)
+        return package(learned, networks, described, classes, None, target)
 
 
 def random_model(name: str, seed: int = 0) -> nn.Module:

@@ -432,7 +432,7 @@ class TestTasks:
         assert joint.shape == (4, 5)
         assert torch.equal(joint[:, :3], before)
         assert torch.equal(task.target(images), before)
-        assert result.extra == {"insertion": "layer1.1", "cut": "layer2.0", "restored": True}
+        assert result.extra == {"insertion": "layer1.1", "cut": "layer2.0"}
         assert result.macs > 0
         assert 0 < result.params < 174_933
 

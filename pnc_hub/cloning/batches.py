@@ -96,18 +96,26 @@ class Batches:
             shuffle=shuffle,
             num_workers=self.workers,
             generator=torch.Generator().manual_seed(self.seed) if shuffle else None,
-            drop_last=shared,
+            # statistics of a last batch of one image are none
+            drop_last=shared or (shuffle and len(dataset) > size and len(dataset) % size == 1),
         )
         if whole:
             return prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
         return self.accelerator.prepare(loader)
 
     def mixed(self, name: str, each: int | None = None, **options: Any) -> DataLoader:
-        """Images of both sides from the part ``name``, at most ``each`` of either; the target's come unlabelled."""
+        """Images of both sides from the part ``name``, at most ``each`` of either; the target's come unlabelled.
+
+        Shuffled ones are for training: there the side that has fewer images shows them again, until both have as many.
+        """
         sides = [getattr(self.cloned, name)]
         if self.target:
             sides.append(_Unlabelled(getattr(self.target, name)))
-        return self.loader([self._drawn(side, each) for side in sides], **options)
+        sides = [self._drawn(side, each) for side in sides]
+        if options.get("shuffle"):
+            most = max(map(len, sides))
+            sides = [copy for side in sides for copy in [side] * round(most / len(side))]
+        return self.loader(sides, **options)
 
     def _drawn(self, dataset: Any, most: int | None) -> Any:
         if most is None or len(dataset) <= most:

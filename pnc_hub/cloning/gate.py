@@ -1,8 +1,9 @@
 """The gate: telling images of the cloned classes from images of the target's.
 
-With target images a logistic regression on the scalars of both heads and on the module's features, its penalty chosen on
-held-out images; images of the source's other classes may stand in for them. With neither, how unusual an image is among those
-of the cloned classes, and no promise.
+With images of most of the target's classes a logistic regression on the scalars of both heads and on the module's features,
+its penalty chosen on held-out images; without them both networks' logits side by side. The gate for any target, which can not
+look at the target's logits, is learned on whatever other images there are; with none it is how unusual an image is among those
+of the cloned classes.
 """
 
 from __future__ import annotations
@@ -190,6 +191,7 @@ def _from_cloned_alone(cloned: Evidence) -> Gate:
     gate = Gate(cloned.features.shape[1]).requires_grad_(False)
     column = fusion.SCALARS.index("clone_max")
     scores = cloned.scalars()[:, column]
-    gate.scalars[column] = 1 / (scores.std() + 1e-6)
-    gate.bias.fill_(float(2 - scores.mean() / (scores.std() + 1e-6)))
+    spread = scores.std(correction=0) + 1e-6
+    gate.scalars[column] = 1 / spread
+    gate.bias.fill_(float(2 - scores.mean() / spread))
     return gate

@@ -86,7 +86,7 @@ def clone(
         budget: what the clone may cost in numbers, ``{"parameters": 500_000, "macs": 2e8}`` (multiply-accumulates per image)
             or one of the two; the best place within it is taken. ``clone.curve`` shows what there was to choose from.
         locality_budget: largest share of the target's images that may be diverted to the clone (split-conformal; holds for
-            images like those in ``target_data``, of which it needs enough: 990 for 0.01).
+            images like those in ``target_data`` that the target was not trained on; it needs enough of them: 990 for 0.01).
         tune: also train the clone's own copy of the tail, not only adapter and head.
         epochs: passes of the refinement; 0 keeps the closed-form solution. By default as many as show a hundred million pixels,
             between 1 and 30.
@@ -120,14 +120,17 @@ def clone(
         >>> clone = pnc_hub.clone("resnet50.a1_in1k", "vit_small_patch16_224", ["indigo bunting"], "photos/")  # doctest: +SKIP
     """
     started = time.perf_counter()
-    if not 0 < keep <= 1 or not (locality_budget is None or 0 < locality_budget < 1) or (epochs or 0) < 0:
+    if not 0 < keep <= 1 or not (locality_budget is None or 0 < locality_budget < 1) or not (epochs or 0) >= 0:
         raise ValueError(
             f"keep is in (0, 1], locality_budget in (0, 1), epochs at least 0; {keep=} {locality_budget=} {epochs=}"
         )
     if not 0 < held_out < 0.33:
         raise ValueError(f"held_out is the share kept back three times, above 0 and below 0.33; {held_out=}")
-    if batch_size < 1 or workers < 0:
-        raise ValueError(f"batch_size is at least 1 and workers at least 0; {batch_size=} {workers=}")
+    if batch_size < 1 or workers < 0 or seed < 0 or not learning_rate > 0:
+        raise ValueError(
+            "batch_size is at least 1, workers and seed at least 0, learning_rate above 0;"
+            f" {batch_size=} {workers=} {seed=} {learning_rate=}"
+        )
     accelerator = Accelerator(
         cpu=device == "cpu",
         dataloader_config=DataLoaderConfiguration(even_batches=False),  # no image counts twice
@@ -149,8 +152,14 @@ def clone(
         others = None if target_data is None else images_of.open_dataset(target_data, seed)
         *sides, regime = _sides(source, target, networks.target.preprocess, wanted, opened, others)
         splits = [None if side is None else Split.of(side, seed, held_out) for side in sides]
-        _check_budget(locality_budget, splits[1])
+        _check_budget(locality_budget, splits[1] if target_data is not None else None)
         covered = target_data is None or _covered(sides[1], target)
+        if locality_budget is not None and not covered:
+            warnings.warn(
+                f"target_data shows {len(set(sides[1].labels))} of the target's {int(target.num_classes)} classes: the"
+                " locality budget holds for images of these",
+                stacklevel=2,
+            )
         prepared = Batches(*splits, accelerator, batch_size, workers, seed, covered and regime != "R2")
         bar = tqdm(desc="search", unit="step", disable=not (progress and accelerator.is_main_process), leave=False)
         with bar:
@@ -195,7 +204,7 @@ def _size(keep: float, budget: Mapping[str, float] | None, networks: Networks) -
     budget = dict(budget or {})
     parameters = min(keep * networks.parameters, budget.pop("parameters", math.inf))
     macs = budget.pop("macs", math.inf)
-    if budget or min(parameters, macs) <= 0:
+    if budget or not min(parameters, macs) > 0 or math.isnan(parameters) or math.isnan(macs):
         raise ValueError(f"budget has 'parameters' and 'macs' above 0; found {budget or (parameters, macs)}")
     return Size(int(parameters), macs)
 

@@ -105,6 +105,8 @@ def prune(
             kept = _chosen(units, judge, largest)
             repair.before(whole, units.groups, kept, batches, repairs)
             _remove(whole, units, kept, cut)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # the dependency graph fails in its own ways on architectures it does not know
             logger.info("pruning after %s failed: %s: %s", cut.name, type(error).__name__, error)
             failure = error

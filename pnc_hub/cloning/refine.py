@@ -103,6 +103,7 @@ def refine(
             module.train(recipe.tune and not both)
             if found > best:
                 best, kept = found, copy.deepcopy(module.state_dict())
+    accelerator.unwrap_model(learner, keep_fp32_wrapper=False)  # mixed precision ends with the training
     accelerator.free_memory()
     module.eval()
     module.load_state_dict(kept)

@@ -73,7 +73,7 @@ def best_clone(
         SourceError: none can be made small enough.
     """
     pairs = _pairs(networks, fixed)
-    fit, held_out = (batches.mixed(part, most=MAX_RIDGE_IMAGES) for part in ("fit", "choose"))
+    fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES // 2) for part in ("fit", "choose"))
     candidates = stitch.search(networks, batches.accelerator, fit, held_out, pairs, batches.seed)
     reject = _reject_rows(networks, batches)
     places = insertion_curve(networks, batches, candidates, reject)
@@ -157,7 +157,9 @@ def _pruned(
         if cost <= size.macs:
             return module
         room = int(0.95 * size.macs / cost * min(room, localize.parameters(tail) + localize.parameters(head)))
-    raise SourceError(f"{candidate.target.name} -> {cut.name} needs more; allow more with keep= or budget=")
+    raise SourceError(
+        f"{candidate.target.name} -> {cut.name} does not get that small; allow more with keep= or budget="
+    )
 
 
 def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, bar: tqdm) -> None:
@@ -182,6 +184,8 @@ def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float
     module, candidate = trial.module.eval().requires_grad_(False), trial.place.candidate
     point, cut = candidate.target.name, candidate.source.name
 
+    calibrated = max(MAX_GATE_IMAGES, 2 * gates.images_needed(budget) if budget else 0)
+
     def read(images: Tensor) -> tuple[Tensor, ...]:
         logits, features = networks.target(images, [point])
         columns = (logits, *module(features[point]))
@@ -192,10 +196,10 @@ def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float
 
     parts = [
         [
-            gather(read, batches.loader([getattr(split, part)], most=MAX_GATE_IMAGES)) if split else None
+            gather(read, batches.loader([getattr(split, part)], most=most)) if split else None
             for split in (batches.cloned, batches.target)
         ]
-        for part in ("fit", "choose", "calibrate")
+        for part, most in (("fit", MAX_GATE_IMAGES), ("choose", MAX_GATE_IMAGES), ("calibrate", calibrated))
     ]
 
     def fitted(first: int, for_any: bool) -> Gate:
@@ -226,7 +230,7 @@ def _reject_rows(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor]:
         return lesson.penultimate, lesson.rejected[:, None]
 
     moments = [
-        stitch.fit_rows(batches.accelerator, batches.mixed(part, most=MAX_RIDGE_IMAGES), rows)
+        stitch.fit_rows(batches.accelerator, batches.mixed(part, each=MAX_RIDGE_IMAGES // 2), rows)
         for part in ("fit", "choose")
     ]
     weights = stitch.ridge(*moments).float()
