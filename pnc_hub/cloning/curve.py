@@ -1,8 +1,8 @@
 """The insertion curve: how well a clone would do at each place, before anything is trained.
 
 Every candidate's closed-form adapter is put before the whole tail, a gate is fitted on what comes out, and the joint answer
-is measured on held-out images. One look at a few hundred images tells what training every candidate would
-(`recipes/insertion.py` compares the two).
+is measured on held-out images. It tells what the closed form is worth everywhere for the price of a few hundred images; what
+training would add it does not know (`recipes/insertion.py`), which is why the search also tries early places.
 """
 
 from __future__ import annotations
