@@ -71,7 +71,7 @@ class Study:
         return self.networks.target(images)[0], lesson.cloned, rejected, lesson.penultimate
 
     def fit_gate(self, read: Callable[[Tensor], tuple[Tensor, ...]]) -> Gate:
-        """The gate of a clone on what ``read`` says; without images of others, as if the logits stood side by side.
+        """The gate of a clone on what ``read`` says; without images of most of the target's classes, both side by side.
 
         Chosen on C10, seed 1992: letting through what looks like the cloned classes is much worse.
         """
@@ -79,8 +79,11 @@ class Study:
             return gates.side_by_side(read(self.task.new[0][0][None].to(self.device))[3].shape[1]).to(self.device)
         cloned = [self.evidence(part, read) for part in self.new]
         others = [self.evidence(part, read) for part in self.old]
-        gate = gates.fit(cloned[0], others[0], (cloned[1], others[1]), universal=False)
-        gate.offset.fill_(gates.best_offset(gate, cloned[1], others[1], None))
+        # as `clone` decides it
+        shown = set(self.task.old.targets)
+        covered = self.labelled and 2 * len(shown) >= self.known
+        gate = gates.fit(cloned[0], others[0], (cloned[1], others[1]), False, covered)
+        gate.offset.fill_(gates.best_offset(gate, cloned[1], others[1], None, covered))
         return gate.to(self.device)
 
     def held_out_score(self, predict: Callable[[Tensor], Tensor]) -> float:

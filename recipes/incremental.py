@@ -87,12 +87,15 @@ def icarl(task: Task) -> Result:
 
     model = study.train(widened(study), study.joint_data(repeat=True), SHARE, GENTLE, loss)
     model.requires_grad_(False)
-    means = nn.Linear(model.get_classifier().in_features, study.known + study.count, bias=False).requires_grad_(False)
+    means = nn.Linear(model.get_classifier().in_features, study.known + study.count).requires_grad_(False)
+    means.weight.zero_()
+    means.bias.fill_(float("-inf"))  # of classes whose images are not there
     for dataset, shift in ((task.old, 0), (task.new, study.known)):
         features, labels = feature_rows(study, model, dataset, shift)
         for label in labels.unique():
             mean = F.normalize(features[labels == label]).mean(0)
             means.weight[label] = F.normalize(mean, dim=0)
+            means.bias[label] = 0
     means = means.to(study.device)
 
     def predict(images: Tensor) -> Tensor:

@@ -106,21 +106,26 @@ def _instead(model: nn.Module, rows: nn.Linear) -> tuple:
 def _means(fit: Rows, held: Rows, classes: int) -> nn.Linear:
     """Linear: the squared distance to a mean m under S is, but for what all classes share, -2 m'S^-1 x + m'S^-1 m."""
     x, labels = fit[0].double(), fit[1]
-    means = torch.stack([x[labels == label].mean(0) for label in range(classes)])
+    shown = labels.unique()
+    means = torch.zeros(classes, x.shape[1], dtype=x.dtype)
+    for label in shown:
+        means[label] = x[labels == label].mean(0)
     within = (x - means[labels]) * torch.bincount(labels, minlength=classes).double()[labels, None].rsqrt()
-    covariance = within.T @ within / classes
+    covariance = within.T @ within / len(shown)
     energy = covariance.diagonal().mean().clamp_min(1e-12)
     solutions = []
     for shrinkage in SHRINKAGES:
         shrunk = (1 - shrinkage) * covariance + shrinkage * energy * torch.eye(len(covariance), dtype=x.dtype)
         weight = torch.linalg.solve(shrunk, means.T).T
-        solutions.append((weight, -(weight * means).sum(1) / 2))
+        bias = torch.full((classes,), float("-inf"), dtype=x.dtype)  # a class without images has no mean
+        bias[shown] = -(weight * means).sum(1)[shown] / 2
+        solutions.append((weight, bias))
     return _best(solutions, held)
 
 
 def _ridge(fit: Rows, held: Rows, classes: int) -> nn.Linear:
     total = Moments()
-    for label in range(classes):
+    for label in fit[1].unique().tolist():
         own, x = Moments(), fit[0][fit[1] == label]
         own.add(x, F.one_hot(torch.full((len(x),), label), classes))
         for name, value in vars(own).items():

@@ -173,7 +173,7 @@ def _logistic(x: np.ndarray, y: np.ndarray, penalty: float, width: int) -> tuple
     """Weights over the first ``width`` inputs (zero for the rest) and bias; both classes weigh the same."""
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=1000).fit(x[:, :width], y)
+    model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=1000, tol=1e-7).fit(x[:, :width], y)
     weight = np.zeros(x.shape[1])
     weight[:width] = model.coef_[0]
     return weight, float(model.intercept_[0])

@@ -44,11 +44,12 @@ def test_without_refinement_it_is_the_clone_of_one_process(answers, case):
         assert one["metrics"].keys() == other["metrics"].keys()
         for name in one["metrics"].keys() - {"seconds"}:
             value = other["metrics"][name]
-            assert one["metrics"][name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value)
+            assert one["metrics"][name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value)
     assert found["tensors"].keys() == expected["tensors"].keys()
     for file, tensors in expected["tensors"].items():
         for name, tensor in tensors.items():
-            tolerance = 1e-6 if name.startswith("adapter.") else 1e-5
+            # what follows the adapter is in float32, whose sums depend on the number of threads too
+            tolerance = 1e-6 if name.startswith("adapter.") else 1e-4
             assert_close(found["tensors"][file][name], tensor, rtol=0, atol=tolerance * float(tensor.abs().max()))
 
 

@@ -287,6 +287,10 @@ def test_a_budget_is_kept_and_one_that_can_not_be_kept_is_refused(source, target
         learn(source, target, locality_budget=0.01)
     with pytest.raises(DataError, match="give them as target_data"):
         learn(source, target, locality_budget=0.2, target_data=None)
+    with pytest.raises(
+        DataError, match="give them as target_data"
+    ):  # those of the source's other classes are not the target's
+        learn(source, target, locality_budget=0.2, target_data=None, data=squares(range(7)))
 
 
 @pytest.mark.parametrize(
