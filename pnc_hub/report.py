@@ -21,7 +21,8 @@ class Report:
             of classes), ``avg_u`` (their mean), ``diverted`` (other images whose prediction left the target), ``auroc``
             (gate), ``kl`` (locality, nats), ``target_alone``, ``source_alone`` (among the cloned classes),
             ``source_alone_among_all``, ``kept_parameters``, ``source_parameters``, ``bytes``, ``prefix_bytes``,
-            ``seconds``, ``insertion``, ``cut``, ``match``, ``regime``, ``images``, ``restored``.
+            ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed form, before pruning), ``regime``, ``images``,
+            ``restored``.
         labels: names of the cloned classes.
     """
 

@@ -1,6 +1,6 @@
 """What a clone is compared with, on the same data and in the same script. Each method is ``f(task) -> Result``.
 
-Constants that no regime could choose for itself were chosen on seed 1992, which no table reports.
+Where constants were compared, it was on seed 1992, which no table reports; their comments say which.
 """
 
 from __future__ import annotations

@@ -5,13 +5,11 @@ python recipes/cifar10.py --data DIR --json cifar10.json
 
 from __future__ import annotations
 
-from argparse import Namespace
 from functools import lru_cache
 
 import protocol
 import reading
-from pairs import Pair
-from task import Task
+from pairs import Pair, benchmark
 
 
 @lru_cache(maxsize=1)
@@ -32,17 +30,7 @@ def pair(data: str, preset: str) -> Pair:
     )
 
 
-def make(arguments: Namespace, seed: int, regime: str) -> Task:
-    """One task."""
-    return pair(arguments.data, arguments.preset).task(seed, regime, arguments.clone, arguments.device)
-
-
-BENCHMARK = protocol.Benchmark(
-    name="C10",
-    make=make,
-    options={"--clone": {"type": int, "default": 5, "choices": (1, 3, 5), "help": "classes to clone"}},
-    describe=lambda arguments, seed: pair(arguments.data, arguments.preset).accuracies(seed, arguments.device),
-)
+BENCHMARK = benchmark("C10", pair, clone=(5, (1, 3, 5)))
 
 if __name__ == "__main__":
     protocol.main(BENCHMARK)

@@ -5,13 +5,11 @@ python recipes/cifar100.py --data DIR --json cifar100.json
 
 from __future__ import annotations
 
-from argparse import Namespace
 from functools import lru_cache
 
 import protocol
 import reading
-from pairs import Pair
-from task import Task
+from pairs import Pair, benchmark
 
 
 @lru_cache(maxsize=1)
@@ -32,17 +30,7 @@ def pair(data: str, preset: str) -> Pair:
     )
 
 
-def make(arguments: Namespace, seed: int, regime: str) -> Task:
-    """One task."""
-    return pair(arguments.data, arguments.preset).task(seed, regime, arguments.clone, arguments.device)
-
-
-BENCHMARK = protocol.Benchmark(
-    name="C100",
-    make=make,
-    options={"--clone": {"type": int, "default": 20, "choices": (10, 20, 50), "help": "classes to clone"}},
-    describe=lambda arguments, seed: pair(arguments.data, arguments.preset).accuracies(seed, arguments.device),
-)
+BENCHMARK = benchmark("C100", pair, clone=(20, (10, 20, 50)))
 
 if __name__ == "__main__":
     protocol.main(BENCHMARK)

@@ -130,8 +130,6 @@ def _learn(whole: nn.Module, units: Units, start: list[Tensor], batches: Batches
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
         rows = torch.randperm(len(feature), generator=generator)[:BATCH]
         hard = localize.keep_best(units, [logit.detach() for logit in logits], largest)
-        if hard is None:
-            break
         masks = [mask.float() + logit - logit.detach() for mask, logit in zip(hard, logits, strict=True)]
         with torch.no_grad():
             taught = whole(feature[rows]).softmax(1)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from protocol import macs
 from task import Result, Task, clock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from torch.utils.flop_counter import FlopCounterMode
 from training import train
 
 from pnc_hub.cloning import gate as gates
@@ -226,13 +226,6 @@ def scratch(model: nn.Module) -> Recipe:
     """How to train random weights: attention and LayerNorm do not learn with the settings of a residual network."""
     normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     return ("sgd", 0.2, 5e-4) if normalised else ("adamw", 2e-3, 0.05)
-
-
-def macs(model: Callable[[Tensor], Any], images: Tensor) -> int:
-    """Multiply-accumulates of one call."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(images)
-    return counter.get_total_flops() // 2
 
 
 def _by_class(dataset: Dataset) -> list[list[int]]:

@@ -93,9 +93,13 @@ def study(rows: Rows, seed: int, epochs: float) -> str:
     trained = {
         pair: this.row(epochs, insertion=pair[0], cut=pair[1]) for pair in dict.fromkeys([*grid, pairs[0], chosen])
     }
+    trained = {
+        pair: row for pair, row in trained.items() if "refused" not in row
+    }  # places that can not be pruned so far
+    grid = [pair for pair in grid if pair in trained]
     budgets = [this.row(0, budget={"parameters": most}) for most in BUDGETS]
     best = max([*trained.values(), search], key=lambda row: row["avg_u"])
-    first = trained[pairs[0]]
+    first = next(trained[pair] for pair in pairs if pair in trained)
     exhaustive = sum(row["seconds"] for row in trained.values())
     glances = {place_of(place): place["avg_u"] for place in curve}
     rank = spearmanr([glances[pair] for pair in grid], [trained[pair]["avg_u"] for pair in grid]).statistic

@@ -213,7 +213,7 @@ def main() -> None:
     """Fill in what the JSON file has not yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of photos20_224.zip and weights/")
-    parser.add_argument("--cuts", nargs="+", default=["blocks.3", "blocks.5"])
+    parser.add_argument("--cuts", nargs="+", default=["blocks.4.2"])
     parser.add_argument("--kept", nargs="+", type=float, default=KEPT)
     parser.add_argument("--criteria", nargs="+", default=[*CRITERIA, LEARNED], choices=[*CRITERIA, LEARNED])
     parser.add_argument("--per", nargs="+", default=["group", "parameter"], choices=["group", "parameter"])

@@ -5,13 +5,11 @@ python recipes/mnist.py --data DIR --json mnist.json
 
 from __future__ import annotations
 
-from argparse import Namespace
 from functools import lru_cache
 
 import protocol
 import reading
-from pairs import Pair
-from task import Task
+from pairs import Pair, benchmark
 
 
 @lru_cache(maxsize=1)
@@ -30,18 +28,7 @@ def pair(data: str, preset: str) -> Pair:
     )
 
 
-def make(arguments: Namespace, seed: int, regime: str) -> Task:
-    """One task."""
-    return pair(arguments.data, arguments.preset).task(seed, regime, arguments.clone, arguments.device)
-
-
-BENCHMARK = protocol.Benchmark(
-    name="MNIST",
-    make=make,
-    options={"--clone": {"type": int, "default": 3, "choices": (1, 3, 5), "help": "classes to clone"}},
-    describe=lambda arguments, seed: pair(arguments.data, arguments.preset).accuracies(seed, arguments.device),
-    regimes=("R1", "R3", "R4"),
-)
+BENCHMARK = benchmark("MNIST", pair, clone=(3, (1, 3, 5)), regimes=("R1", "R3", "R4"))
 
 if __name__ == "__main__":
     protocol.main(BENCHMARK)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import networks
 import numpy as np
+import protocol
 from reading import Raw, TensorImages
-from task import FEW, Task
+from task import FEW, REGIMES, Task
 from torch import nn
 from training import seconds, train
 
@@ -84,9 +86,7 @@ class Pair:
         for role, model, classes in zip(
             ("target", "source"), reversed(self.trained(seed, device)), self.order(seed), strict=True
         ):
-            from protocol import logits_of
-
-            logits, labels = logits_of(model, self.images(self.test).of_classes(classes))
+            logits, labels = protocol.logits_of(model, self.images(self.test).of_classes(classes))
             right = (logits.argmax(1) == labels).float().mean()
             parts.append(f"{role} {100 * right:.1f} % ({seconds(model):.0f} s)")
         return f"{self.benchmark} seed {seed}: {', '.join(parts)}"
@@ -126,6 +126,31 @@ class Pair:
             chosen = np.random.RandomState(seed).permutation(len(others))[:UNRELATED]
             return others.subset(chosen).relabelled(-1)
         return {"R1": None, "R3": known.few(FEW, seed), "R4": known}[regime]
+
+
+def benchmark(
+    name: str, pair: Callable[[str, str], Pair], clone: tuple[int, tuple[int, ...]], regimes: tuple[str, ...] = REGIMES
+) -> protocol.Benchmark:
+    """The command line of a pair.
+
+    Args:
+        name: as in the tables.
+        pair: (data folder, preset) -> the pair.
+        clone: how many classes to clone, and the numbers that may be asked for.
+        regimes: those that it has.
+    """
+    default, choices = clone
+
+    def make(arguments: Namespace, seed: int, regime: str) -> Task:
+        return pair(arguments.data, arguments.preset).task(seed, regime, arguments.clone, arguments.device)
+
+    return protocol.Benchmark(
+        name=name,
+        make=make,
+        options={"--clone": {"type": int, "default": default, "choices": choices, "help": "classes to clone"}},
+        describe=lambda arguments, seed: pair(arguments.data, arguments.preset).accuracies(seed, arguments.device),
+        regimes=regimes,
+    )
 
 
 def _modern(network: str) -> bool:

@@ -24,6 +24,7 @@ from pnc_hub.errors import SourceError
 from pnc_hub.module import Adapter
 from pnc_hub.points import INPUT, InsertionPoint
 
+# Usual values, not tuned.
 KEEP = 0.5  # largest share of the source's parameters, adapter included
 LOCAL_IMAGES = 100  # of each cloned class
 SHARE = 0.5  # of the passes that a network is trained for, at each insertion point

@@ -38,7 +38,7 @@ class Place:
         tar: accuracy among the cloned classes.
         avg_u: mean of old and new accuracy of the joint answer; None without images of others.
         auroc: of the gate; None without images of others.
-        parameters: of adapter, unpruned tail and head.
+        parameters: of adapter, tail (unpruned on the curve) and head.
         macs: multiply-accumulates of the same for one image.
     """
 

@@ -149,7 +149,7 @@ def spread(batches: Batches, most: int) -> Batches:
 
 
 def _second_moments(whole: nn.Module, layers: Sequence[nn.Module], batches: Batches) -> dict[nn.Module, Tensor]:
-    """Second moments [C + 1, C + 1] of the inputs of ``layers`` and a constant, in float64."""
+    """Second moments [C + 1, C + 1] of the inputs of ``layers`` and a constant, summed in float64."""
     moments: dict[nn.Module, Tensor] = {}
 
     def watch(layer: nn.Module, args: tuple[Tensor]) -> None:

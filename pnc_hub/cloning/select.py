@@ -185,7 +185,7 @@ def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float
     """Gates for this target and for any, each fitted on what it will see, with offsets calibrated on their own part."""
     module, candidate = trial.module.eval().requires_grad_(False), trial.place.candidate
     point, cut = candidate.target.name, candidate.source.name
-
+    # a budget may need more images than a gate, and is met more finely by twice as many
     calibrated = max(MAX_GATE_IMAGES, 2 * gates.images_needed(budget) if budget else 0)
 
     def read(images: Tensor) -> tuple[Tensor, ...]:
