@@ -1,4 +1,4 @@
-"""The clone and its ablations, as methods of a benchmark."""
+"""The clone, as methods of a benchmark."""
 
 from __future__ import annotations
 
@@ -17,12 +17,6 @@ VARIANTS: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
     ("clone", REGIMES, {}),
     ("clone_closed", REGIMES, {"epochs": 0}),
     ("clone_budget", ("R4",), {"epochs": 0, "locality_budget": 0.01}),
-    # ablations
-    ("clone_small", ("R4",), {"keep": 0.15}),
-    ("clone_unpruned", ("R4",), {"keep": 1.0}),
-    ("clone_frozen_tail", ("R4",), {"tune": False}),
-    ("closed_small", REGIMES, {"epochs": 0, "keep": 0.15}),
-    ("closed_unpruned", ("R4",), {"epochs": 0, "keep": 1.0}),
 )
 
 

@@ -31,7 +31,7 @@ from pnc_hub.fingerprint import state_digest
 
 SEEDS = (1993, 1994, 1995)
 PIXELS = 500 * 32 * 32  # of a batch: large photos in large batches take gigabytes
-METHOD_FILES = ("ours", "baselines")
+METHOD_FILES = ("ours", "baselines", "ablations")  # also the names of groups
 Method = Callable[[Task], Result]
 # columns of the table, in percent and as they are
 PERCENT = ("ori", "tar", "avg_u", "avg_w", "diverted", "agreement", "fpr95", "kept")
@@ -61,13 +61,20 @@ class Benchmark:
     needs_data: bool = True
 
 
+def groups() -> dict[str, dict[str, tuple[Method, tuple[str, ...]]]]:
+    """Every method by the file that has it: name -> (function, regimes that it has a use for)."""
+    return {group: importlib.import_module(group).METHODS for group in METHOD_FILES}
+
+
 def methods() -> dict[str, tuple[Method, tuple[str, ...]]]:
-    """Every method: name -> (function, regimes that it has a use for)."""
-    found: dict[str, tuple[Method, tuple[str, ...]]] = {}
-    for name in METHOD_FILES:
-        if importlib.util.find_spec(name):
-            found |= importlib.import_module(name).METHODS
-    return found
+    """Every method."""
+    return {name: method for own in groups().values() for name, method in own.items()}
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """Methods by name, and all of a file by the file's name."""
+    files = groups()
+    return list(dict.fromkeys(one for name in names for one in files.get(name, [name])))
 
 
 def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> list[dict]:
@@ -95,7 +102,8 @@ def parser_of(benchmark: Benchmark) -> argparse.ArgumentParser:
     parser.add_argument("--data", required=benchmark.needs_data, help="folder that holds the data sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(benchmark.seeds))
     parser.add_argument("--regime", nargs="+", choices=benchmark.regimes, default=list(benchmark.regimes))
-    parser.add_argument("--methods", nargs="+", choices=list(methods()), default=list(methods()), metavar="METHOD")
+    known = [*groups(), *methods()]
+    parser.add_argument("--methods", nargs="+", choices=known, default=["ours", "baselines"], metavar="METHOD")
     parser.add_argument("--json", type=Path, help="keep rows in this file, and take from it those that it has")
     parser.add_argument("--device", help="cpu to stay off an accelerator")
     parser.add_argument("--cache", type=Path, help="folder for trained networks (recipes/.cache)")
@@ -114,7 +122,7 @@ def run(benchmark: Benchmark, arguments: argparse.Namespace) -> Iterator[dict]:
     for seed in arguments.seeds:
         for regime in arguments.regime:
             task = None
-            for name in arguments.methods:
+            for name in chosen(arguments.methods):
                 method, regimes = known[name]
                 if regime not in regimes:
                     continue

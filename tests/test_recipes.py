@@ -1,10 +1,11 @@
 import gzip
-import importlib.util
 import io
 import json
 import math
 import zipfile
 
+import ablations
+import baselines
 import cifar10
 import cifar100
 import mnist
@@ -333,7 +334,8 @@ class TestProtocol:
             calls.append((task.seed, task.regime))
             return toy_result()
 
-        monkeypatch.setattr(protocol, "methods", lambda: {"toy": (method, ("R1", "R4")), "late": (method, ("R4",))})
+        toys = {"ours": {"toy": (method, ("R1", "R4"))}, "baselines": {"late": (method, ("R4",))}}
+        monkeypatch.setattr(protocol, "groups", lambda: toys)
         options = {"--clone": {"type": int, "default": 1}}
         benchmark = protocol.Benchmark(
             "TOY", lambda arguments, seed, regime: toy_task(seed, regime), options, seeds=(1, 2), needs_data=False
@@ -437,13 +439,12 @@ class TestTasks:
         assert 0 < result.params < 174_933
 
 
-@pytest.mark.skipif(importlib.util.find_spec("baselines") is None, reason="no baselines here")
 def test_every_method_is_registered_once():
-    import baselines
 
     found = protocol.methods()
-    assert set(found) == {*ours.METHODS, *baselines.METHODS}
-    assert len(found) == len(ours.METHODS) + len(baselines.METHODS)
+    assert set(found) == {*ours.METHODS, *baselines.METHODS, *ablations.METHODS}
+    assert len(found) == sum(len(file.METHODS) for file in (ours, baselines, ablations))
+    assert protocol.chosen(["ours", "joint", "clone"]) == [*ours.METHODS, "joint"]
     assert all(set(regimes) <= set(protocol.REGIMES) for _, regimes in found.values())
 
 
