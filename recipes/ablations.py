@@ -160,7 +160,6 @@ CLOSED: dict[str, dict[str, Any]] = {
     "random_place": {"place": random_place},
     "last_place": {"place": last_place},
     "unpruned": {"keep": 1.0},
-    "small": {"keep": 0.15},
 }
 TRAINED: dict[str, dict[str, Any]] = {
     "no_gate": {"without": no_gate},

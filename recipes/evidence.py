@@ -82,7 +82,7 @@ class Study:
         # as `clone` decides it
         shown = set(self.task.old.targets)
         covered = self.labelled and 2 * len(shown) >= self.known
-        gate = gates.fit(cloned[0], others[0], (cloned[1], others[1]), False, covered)
+        gate = gates.fit(cloned[0], others[0], (cloned[1], others[1]), False, covered, self.networks.odds)
         gate.offset.fill_(gates.best_offset(gate, cloned[1], others[1], None, covered))
         return gate.to(self.device)
 

@@ -12,11 +12,15 @@ from torch.utils.data import Dataset
 
 import pnc_hub
 
+# Kept back three times: of a thousand photos enough to choose by and to calibrate one in a hundred.
+HELD_OUT, FEW_HELD_OUT, MANY = 0.15, 0.05, 2000
 # name, regimes, arguments of pnc_hub.clone
 VARIANTS: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
     ("clone", REGIMES, {}),
     ("clone_closed", REGIMES, {"epochs": 0}),
     ("clone_budget", ("R4",), {"epochs": 0, "locality_budget": 0.01}),
+    ("closed_small", ("R4",), {"epochs": 0, "keep": 0.15}),
+    ("closed_small_budget", ("R4",), {"epochs": 0, "keep": 0.15, "locality_budget": 0.01}),
 )
 
 
@@ -50,7 +54,7 @@ def clone(task: Task, **options: Any) -> Result:
         target_data=task.old if task.regime in ("R3", "R4") else None,
         source_args=task.source_args,
         universal=False,
-        held_out=0.05,
+        held_out=FEW_HELD_OUT if len(task.new) > MANY else HELD_OUT,
         flip=task.new[0][0].shape[0] > 1,  # digits are grey, and no digit is its mirror image
         progress=False,
         seed=task.seed,

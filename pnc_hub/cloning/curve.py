@@ -7,6 +7,7 @@ training would add it does not know (`recipes/insertion.py`), which is why the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,18 +103,34 @@ def judge(
         [side and gather(read, batches.loader([getattr(side, part)], most=images)) for side in sides]
         for part, sides in ((part, (batches.cloned, batches.target)) for part in ("fit", "choose"))
     ]
-    places = [_place(2 + 2 * number, *pair, parts, batches.covered) for number, pair in enumerate(modules)]
-    return sorted(places, key=lambda place: place.score, reverse=True)
+    places = [
+        _place(2 + 2 * number, *pair, parts, (batches.covered, networks.odds)) for number, pair in enumerate(modules)
+    ]
+    return _ranked(places, len(parts[1][0][0]))
 
 
-def _place(column: int, candidate: Candidate, module: CloneModule, parts: list, covered: bool) -> Place:
+def _ranked(places: list[Place], images: int) -> list[Place]:
+    """Best first; accuracies that differ by less than a standard error are the same, and the gate decides, then the cost.
+
+    Args:
+        places: in any order.
+        images: how many of each side they were judged on.
+    """
+    places = sorted(places, key=lambda place: place.score, reverse=True)
+    best = places[0].score[0]
+    error = math.sqrt(best * (1 - best) / images / (1 if places[0].avg_u is None else 2))
+    alike = [place for place in places if place.score[0] >= best - error]
+    return sorted(alike, key=lambda place: (-place.score[1], place.macs)) + places[len(alike) :]
+
+
+def _place(column: int, candidate: Candidate, module: CloneModule, parts: list, known: tuple[bool, float]) -> Place:
     fit, choose = ([side and _evidence(side, column) for side in part] for part in parts)
     goal, found = (torch.cat([side[k] for side in parts[1] if side]) for k in (1, column))
     new, old = choose
     avg_u = separation = None
     if old is not None:
-        gate = gates.fit(*fit, choose, False, covered)
-        gate.offset.fill_(gates.best_offset(gate, *fit, None, covered))
+        gate = gates.fit(*fit, choose, False, *known)
+        gate.offset.fill_(gates.best_offset(gate, *fit, None, known[0]))
         avg_u = (new.accuracy(gate, True) + old.accuracy(gate, False)) / 2
         separation = gates.auroc(new.gate_logit(gate), old.gate_logit(gate))
     return Place(

@@ -1,7 +1,8 @@
 """The gate: telling images of the cloned classes from images of the target's.
 
 With images of most of the target's classes a logistic regression on the scalars of both heads and on the module's features,
-its penalty chosen on held-out images; without them both networks' logits side by side. The gate for any target, which can not
+its penalty chosen on held-out images; without them both networks' logits side by side, and with a few images perhaps what the
+source itself says of its other classes as well. The gate for any target, which can not
 look at the target's logits, is learned on whatever other images there are; with none it is how unusual an image is among those
 of the cloned classes.
 """
@@ -62,6 +63,7 @@ def fit(
     held_out: tuple[Evidence, Evidence | None],
     universal: bool,
     covered: bool = True,
+    odds: float = 0.0,
 ) -> Gate:
     """A gate from evidence on images of the cloned classes and, if there are any, of the target's.
 
@@ -71,13 +73,18 @@ def fit(
         held_out: the same two, to choose the penalty on.
         universal: leave out what depends on the target's logits, so that the gate fits any target.
         covered: whether images of most of the target's classes are there. A gate learned on a few easy ones diverts
-            images of the others; then the two networks' own energies decide, as if their logits stood side by side.
+            images of the others; then the two networks' own energies decide, as if their logits stood side by side, or
+            these and the reject logit, whichever separates the images better.
+        odds: classes of the source that are not cloned for each that is: what its reject logit stands for.
     """
     columns = _UNIVERSAL if universal else list(range(len(fusion.SCALARS)))
     if target is None and universal:
         return _from_cloned_alone(cloned)
     if target is None or not (covered or universal):
-        return side_by_side(cloned.features.shape[1])
+        fixed = [side_by_side(cloned.features.shape[1])]
+        if target is not None and odds:
+            fixed.append(doubly_judged(cloned.features.shape[1], odds))
+        return max(fixed, key=lambda gate: auroc(cloned.margin(gate), target.margin(gate))) if fixed[1:] else fixed[0]
     x = torch.cat([_inputs(cloned, columns), _inputs(target, columns)]).numpy()
     y = np.r_[np.ones(len(cloned)), np.zeros(len(target))]
     x_held = torch.cat([_inputs(part, columns) for part in held_out]).numpy()
@@ -102,6 +109,20 @@ def side_by_side(features: int) -> Gate:
     gate = Gate(features).requires_grad_(False)
     gate.scalars[fusion.SCALARS.index("clone_energy")] = 1.0
     gate.scalars[fusion.SCALARS.index("target_energy")] = -1.0
+    return gate
+
+
+def doubly_judged(features: int, odds: float) -> Gate:
+    """Two opinions added: of both networks side by side, and of the source on its own classes.
+
+    s = E(clone) - E(target) + E(clone) - reject + log(odds). The last term takes out that the source has so many more other
+    classes than cloned ones, so that either side is as likely as the other before the image is seen. A source with many other
+    classes knows what is near the cloned ones; one with a few knows little of what the target has seen, and is left out.
+    """
+    gate = side_by_side(features)
+    gate.scalars[fusion.SCALARS.index("clone_energy")] = 2.0
+    gate.scalars[fusion.SCALARS.index("reject")] = -1.0
+    gate.bias.fill_(math.log(odds))
     return gate
 
 

@@ -109,6 +109,11 @@ class Networks:
         cloned_wins = torch.isin(logits.argmax(1), self.classes)
         return Lesson(cloned, others.logsumexp(1), penultimate, features, cloned_wins)
 
+    @property
+    def odds(self) -> float:
+        """Classes of the source that are not cloned, for each that is."""
+        return len(self.others) / len(self.classes)
+
     def cuts(self) -> dict[str, InsertionPoint]:
         """Places where the source can be cut."""
         return {name: point for name, point in self.source.skeleton.points.items() if name != INPUT}

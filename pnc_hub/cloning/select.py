@@ -33,6 +33,10 @@ LOCAL_PIXELS = 1 << 23
 ROUNDS: tuple[tuple[int, float, int], ...] = ((8, 0.04, 40), (3, 0.08, 80), (1, 1.0, 0))
 
 
+# A tail of up to so many times what it may have loses next to nothing.
+WHOLE = 1.1
+
+
 @dataclass(frozen=True)
 class Size:
     """What a clone may cost, adapter, head and gate included: parameters, and multiply-accumulates per image."""
@@ -116,17 +120,21 @@ def _pairs(networks: Networks, fixed: tuple[str | None, str | None]) -> list[tup
 def _trials(
     networks: Networks, batches: Batches, places: list[Place], reject: tuple[Tensor, Tensor], size: Size
 ) -> list[Trial]:
-    """The places worth a trial, with pruned tails: for each stage of the target the best, and the best at its resolution.
+    """The places worth a trial, with pruned tails.
 
-    The closed form favours late cuts, behind which little can go wrong and little can be learned; a tail that works at the
-    target's own resolution gains most from refinement.
+    For each stage of the target the best, and the best at its resolution: the closed form favours late cuts, behind which
+    little can go wrong and little can be learned; a tail that works at the target's own resolution gains most from
+    refinement. And the best of those that hardly need pruning, which the curve of whole tails does not tell.
     """
     trials: list[Trial] = []
     seen: set[tuple] = set()
     refusal = "every adapter alone is larger; allow more with keep="
     for place in places:
         target, source = place.candidate.target, place.candidate.source
-        kinds = {(target.grid, False), (target.grid, source.grid == target.grid)} - seen
+        kinds: set[tuple] = {(target.grid, False), (target.grid, source.grid == target.grid)}
+        if place.parameters <= WHOLE * size.parameters and place.macs <= size.macs:
+            kinds.add(("whole",))
+        kinds -= seen
         if not kinds or len(trials) == ROUNDS[0][0]:
             continue
         try:
@@ -208,7 +216,7 @@ def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float
         fit, choose, calibrate = (
             [side and gates.Evidence(side[0], *side[first : first + 3], side[-1]) for side in part] for part in parts
         )
-        gate = gates.fit(*fit, choose, for_any, batches.covered)
+        gate = gates.fit(*fit, choose, for_any, batches.covered, networks.odds)
         gate.offset.fill_(gates.best_offset(gate, *calibrate, budget, batches.covered or for_any))
         return gate
 

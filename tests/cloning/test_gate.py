@@ -73,6 +73,20 @@ def test_without_images_of_most_target_classes_the_logits_stand_side_by_side(wit
     assert_close(fused, new.clone_logits)
 
 
+@pytest.mark.parametrize(("other", "asked"), [(4.0, True), (0.0, False), (-4.0, False)])
+def test_the_sources_own_opinion_counts_where_it_separates_the_images_better(other, asked):
+    new, old = evidence(), evidence(seed=1)
+    new.reject, old.reject = torch.zeros(60), torch.full((60,), other)
+    gate = fit(new, old, (new, old), False, covered=False, odds=9.0)
+    energies = new.scalars()
+    expected = energies[:, POSITION["clone_energy"]] - energies[:, POSITION["target_energy"]]
+    if asked:
+        expected = expected + energies[:, POSITION["clone_energy"]] + math.log(9)
+    assert_close(new.gate_logit(gate), expected)
+    alone = fit(new, old, (new, old), False, covered=False)
+    assert alone.scalars[POSITION["reject"]] == 0.0
+
+
 def test_a_universal_gate_without_other_images_lets_nearly_every_cloned_image_through():
     new = evidence(400)
     gate = fit(new, None, (new, None), universal=True)
