@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pnc_hub import files, probe
+from pnc_hub import files, folders, probe
 from pnc_hub.assembly import assemble
-from pnc_hub.config import LIBRARY_NAME, AdapterConfig, CloneConfig
+from pnc_hub.config import AdapterConfig, CloneConfig
 from pnc_hub.errors import ArtifactError, CloneNotFoundError, MalformedArtifactError, PublishError
+from pnc_hub.lock import Lock, find
 from pnc_hub.module import CloneModule, Gate
 from pnc_hub.preprocess import Preprocess
 
@@ -40,7 +39,7 @@ class Clone:
         config: CloneConfig,
         tensors: dict[str, dict[str, Tensor]],
         *,
-        locate: Callable[[str], Path] | None = None,
+        locate: Callable[[str, str | None], Path] | None = None,
         repo_id: str | None = None,
         revision: str | None = None,
     ) -> None:
@@ -49,7 +48,7 @@ class Clone:
         Args:
             config: the configuration.
             tensors: tensors by name, by file; files that are not here are read through ``locate`` when needed.
-            locate: file name -> path of a local copy, not yet verified.
+            locate: file name and recorded sha256 -> path of a local copy, whose content is not yet verified.
             repo_id: where it came from, for messages.
             revision: commit it was read at.
         """
@@ -84,19 +83,22 @@ class Clone:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        lock: Lock | None = None,
     ) -> Clone:
         """Read a clone from the Hub or from a folder; weights are read when they are first needed.
 
         Args:
             id_or_folder: ``"user/name"``, ``"user/name@revision"`` or a folder that ``save_pretrained`` wrote.
-            revision: branch, tag or commit sha on the Hub.
+            revision: branch, tag, pull request (``"refs/pr/1"``) or commit sha on the Hub.
             token: Hub token; by default the one that is stored on this machine.
             cache_dir: where the Hub client keeps its files.
             local_files_only: use the cache alone.
             force_download: fetch again what is in the cache.
+            lock: a file that ``pnc_hub.lock.write`` wrote, or what it holds; the commit and the files must be those in it.
 
         Raises:
             CloneNotFoundError: no such repository, revision, folder or file.
+            LockError: the clone is not in the lock, or another one.
             FormatVersionError: written in a format that this version does not read.
             MalformedArtifactError: a file is damaged or not a clone's.
         """
@@ -104,13 +106,16 @@ class Clone:
 
         name, at = hub.split_revision(str(id_or_folder), revision)
         folder = Path(str(id_or_folder))
-        locate: Callable[[str], Path]
+        locate: Callable[[str, str | None], Path]
         if folder.is_dir():
-            locate, commit, name = hub.FolderFiles(folder.resolve()), None, str(folder)
+            name = str(folder)
+        pin = None if lock is None else find(lock, name)
+        if folder.is_dir():
+            locate, commit = hub.FolderFiles(folder.resolve()), None
         elif hub.is_repo_id(name):
             locate = hub.HubFiles(
                 name,
-                at,
+                pin.resolve(at) if pin else at,
                 token=token,
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
@@ -124,11 +129,14 @@ class Clone:
                 repo_id=str(id_or_folder),
             )
         try:
-            config = CloneConfig.from_dict(files.read_json(locate(files.CONFIG), files.CONFIG))
+            config = CloneConfig.from_dict(files.read_json(locate(files.CONFIG, None), files.CONFIG))
         except ArtifactError as error:
             error.file = error.file or files.CONFIG
             raise error.at(repo_id=name, revision=commit or at) from None
-        return cls(config, {}, locate=locate, repo_id=name, revision=commit)
+        clone = cls(config, {}, locate=locate, repo_id=name, revision=commit)
+        if pin:
+            pin.check(clone)
+        return clone
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the artifact's files to ``folder``: all of them, or none.
@@ -139,31 +147,12 @@ class Clone:
         folder = Path(folder).resolve()
         self._load_all()
         try:
-            if folder.exists() and not _is_replaceable(folder):
+            if folder.exists() and not folders.is_replaceable(folder):
                 raise PublishError(f"{folder} holds something else than a clone; choose a new or empty folder")
-            self._put(folder)
+            folders.put(folder, self.write_files)
         except OSError as error:
             raise PublishError(f"the clone can not be written to {folder} ({error}); nothing was changed") from error
         return folder
-
-    def _put(self, folder: Path) -> None:
-        """Write beside ``folder``, then take its place; whatever interrupts it, what was there before is there again."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        new, old = work / "new", work / "old"
-        try:
-            new.mkdir()
-            self._write(new)
-            try:
-                if folder.exists():
-                    folder.rename(old)
-                new.rename(folder)
-            except BaseException:
-                if old.exists() and not folder.exists():
-                    old.rename(folder)
-                raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
 
     def push_to_hub(
         self,
@@ -177,30 +166,36 @@ class Clone:
     ) -> CommitInfo:
         """Publish the clone as one commit of a Hub model repository, which is created if it is not there.
 
+        Where the repository holds the same module already, its adapters for other targets stay, and only what is new is
+        uploaded; a clone of another module takes the place of the one that is there. Content that is there already makes
+        no commit. What others publish at the same moment is not lost: either both are in, or this one is refused.
+
         Args:
             repo_id: ``"user/name"``.
             private: visibility of a repository that is created.
             token: Hub token; by default the one that is stored on this machine.
-            revision: branch to commit to.
+            revision: branch to commit to, which must be there.
             create_pr: open a pull request instead of committing.
             commit_message: the commit's title.
 
         Returns:
             What huggingface_hub says of the commit; ``.oid`` is the sha to pin.
-        """
-        from pnc_hub import hub
 
-        with tempfile.TemporaryDirectory() as folder:
-            saved = self.save_pretrained(Path(folder) / "clone")
-            return hub.push(
-                saved,
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message or f"Add clone of {', '.join(self.labels)[:60]}",
-            )
+        Raises:
+            PublishError: the Hub refused or failed, another publisher came first with something else, or the repository
+                holds another library's model; what it holds is complete.
+        """
+        from pnc_hub import publishing
+
+        return publishing.push(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message or f"Add clone of {', '.join(self.labels)[:60]}",
+        )
 
     def adapter(self, name: str) -> AdapterConfig:
         """The adapter called ``name``.
@@ -245,14 +240,28 @@ class Clone:
     def _path(self, file: str) -> Path:
         if self._locate is None:
             raise CloneNotFoundError("this clone was made without it", file=file)
-        return self._locate(file)
+        return self._locate(file, self.recorded.get(file))
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """sha256 by name, as the configuration records them."""
+        return {**{adapter.file: adapter.sha256 for adapter in self.config.adapters}, **self.config.files}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """sha256 by name of every file but the card; that of config.json, which records the others, is computed now.
+
+        Raises:
+            CloneNotFoundError: the clone was not read from files.
+        """
+        with self._named():
+            return {files.CONFIG: files.sha256(self._path(files.CONFIG)), **self.recorded}
 
     def _digest(self, file: str) -> str:
-        recorded = {adapter.file: adapter.sha256 for adapter in self.config.adapters}
-        recorded.update(self.config.files)
-        if not recorded.get(file):
+        digest = self.recorded.get(file)
+        if not digest:
             raise MalformedArtifactError("the configuration records no sha256 for it", file=file)
-        return recorded[file]
+        return digest
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -277,26 +286,31 @@ class Clone:
             self.build(adapter, self.config.preprocess.value())
             self.probe(adapter)
 
-    def _write(self, folder: Path) -> None:
-        from pnc_hub import card
+    def write_files(self, folder: Path, kept: Container[str] = (), repo_id: str | None = None) -> list[str]:
+        """Write to ``folder`` the files whose tensors are in memory, the configuration, the card and its figures.
+
+        Args:
+            folder: where to.
+            kept: files that are not in memory and stay recorded, because they are where the others go already.
+            repo_id: where they go, for the card.
+
+        Returns:
+            The names of what was written.
+        """
+        from pnc_hub import card, figures
 
         for file, tensors in self._tensors.items():
             files.write_tensors(folder / file, tensors)
         for adapter in self.config.adapters:
-            adapter.sha256 = files.sha256(folder / adapter.file)
-        shared = [file for file in self._tensors if not file.startswith("adapters/")]
-        self.config.files = {file: files.sha256(folder / file) for file in sorted(shared)}
+            if adapter.file in self._tensors:
+                adapter.sha256 = files.sha256(folder / adapter.file)
+        shared = {file: digest for file, digest in self.config.files.items() if file in kept}
+        shared |= {file: files.sha256(folder / file) for file in self._tensors if not file.startswith("adapters/")}
+        self.config.files = dict(sorted(shared.items()))
         files.write_json(folder / files.CONFIG, self.config.to_dict())
-        (folder / files.CARD).write_text(card.render(self), encoding="utf-8")
-
-
-def _is_replaceable(folder: Path) -> bool:
-    """Empty, or a clone and nothing else: saving removes what was there."""
-    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*")] if folder.is_dir() else [""]
-    if not paths:
-        return True
-    try:
-        config = files.read_json(folder / files.CONFIG, files.CONFIG)
-    except ArtifactError:
-        return False
-    return all(map(files.is_ours, paths)) and isinstance(config, dict) and config.get("library_name") == LIBRARY_NAME
+        (folder / files.CARD).write_text(card.render(self, repo_id), encoding="utf-8")
+        drawn = figures.draw(self)
+        for file, content in drawn.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_bytes(content)
+        return [*self._tensors, files.CONFIG, files.CARD, *drawn]

@@ -54,7 +54,23 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
         _fill(nn.ModuleDict({"prefix": first}), files.PREFIX, read)
         first = nn.Sequential(Reprocess(given, config.preprocess.value()), first)
     module = CloneModule(first, branch["tail"], branch["head"])
+    _check_numbers(module, point)
     return module.requires_grad_(False).eval(), own["gate"].requires_grad_(False).eval()
+
+
+def _check_numbers(module: CloneModule, point: InsertionPoint) -> None:
+    """What is finite and of the right shape and can not be true all the same: a negative variance, an index out of range."""
+    for name, tensor in tensors_of(module).items():
+        if name.endswith("running_var") and bool(tensor.lt(0).any()):
+            raise MalformedArtifactError(f"the variance {name!r} is negative somewhere", file=files.WEIGHTS)
+    if not any(tensor.dim() and not tensor.is_floating_point() for tensor in tensors_of(module).values()):
+        return
+    try:
+        with torch.no_grad():
+            module.eval()(empty(point, device="cpu"))
+    except Exception as error:  # whatever an index out of range makes a layer raise
+        reason = f"its whole numbers do not index what they should ({error!s:.500})"
+        raise MalformedArtifactError(reason, file=files.WEIGHTS) from error
 
 
 def _fill(module: nn.ModuleDict, file: str, read: Read) -> None:

@@ -18,6 +18,7 @@ from pnc_hub.artifact import Clone
 from pnc_hub.branch import Branch
 from pnc_hub.config import AdapterConfig
 from pnc_hub.errors import TargetError
+from pnc_hub.lock import Lock, find
 from pnc_hub.points import INPUT
 from pnc_hub.preprocess import Preprocess
 
@@ -31,12 +32,13 @@ class Attachment:
         labels: names of the cloned classes, in the order of their logits.
         fired: whether a forward pass has used the clone since it was attached.
         insertion: the target module that it reads (``"input"`` for the image itself).
+        revision: the commit that it was read at, when it came from the Hub: what to pin.
     """
 
     def __init__(self, clone: Clone, adapter: AdapterConfig, branch: Branch) -> None:
         """Made by ``attach``."""
         self.labels, self.insertion = clone.labels, adapter.insertion.module
-        self.fired = False
+        self.revision, self.fired = clone.revision, False
         self._disabled = 0  # how many blocks of ``disabled`` it is in
         self._patch: patch.Patch | None = None
         self._model: Callable[[], nn.Module | None] = _nowhere
@@ -182,6 +184,7 @@ def attach(
     on_mismatch: str = "error",
     on_collision: str = "error",
     trainable: bool = False,
+    lock: Lock | None = None,
 ) -> Attachment:
     """Join a clone to ``model``: its output gets one more logit per cloned class.
 
@@ -192,7 +195,7 @@ def attach(
     Args:
         model: a timm classifier, plain, compiled or in ``DistributedDataParallel``. It may be in use by other threads.
         clone: ``"user/name"``, ``"user/name@revision"``, a local folder, or a ``Clone``.
-        revision: branch, tag or commit sha on the Hub.
+        revision: branch, tag, pull request (``"refs/pr/1"``) or commit sha on the Hub.
         token: Hub token.
         cache_dir: the Hub client's cache.
         local_files_only: do not ask the Hub.
@@ -201,6 +204,8 @@ def attach(
         on_collision: ``"error"``, or ``"allow"`` to add a class whose name the model already has.
         trainable: let the clone's own parameters take gradients (``Attachment.parameters``); it stays in eval mode and in
             float32, and the artifact is not changed.
+        lock: a file that ``pnc_hub.lock.write`` wrote (``"pnc-hub.lock"``), or what it holds: the clone's commit and files
+            must be those in it.
 
     Returns:
         The attachment, usable as a context manager.
@@ -208,6 +213,7 @@ def attach(
     Raises:
         CloneNotFoundError: no such clone.
         ArtifactError: the clone's files can not be used.
+        LockError: the clone is not in the lock, or another one.
         FingerprintMismatchError: the clone was made for other targets and has no universal adapter.
         InsertionPointError: the model has no module of the recorded name and shape.
         ClassCollisionError: a cloned class has the name of one the model has.
@@ -237,7 +243,10 @@ def attach(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
+            lock=lock,
         )
+    elif lock is not None:
+        find(lock, clone.repo_id).check(clone)
     adapter = plan.choose_adapter(inside, clone, on_mismatch)
     if on_collision == "error":
         plan.check_labels(inside, clone, attachments(inside))

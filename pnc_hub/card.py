@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pnc_hub import report
-from pnc_hub.config import LIBRARY_NAME
+from pnc_hub import checks, figures, report
+from pnc_hub.config import LIBRARY_NAME, AdapterConfig, CloneConfig
 
 if TYPE_CHECKING:
     from pnc_hub.artifact import Clone
@@ -22,11 +23,18 @@ _LICENSES = {
     "cc-by-nc-4.0",
     "cc0-1.0",
 }
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*/[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
-def render(clone: Clone) -> str:
-    """The README.md of a clone: YAML metadata and a page that says what it adds, how to attach it, what was measured."""
-    return f"---\n{metadata(clone).to_yaml()}\n---\n\n{_body(clone)}"
+def render(clone: Clone, repo_id: str | None = None) -> str:
+    """The README.md of a clone: YAML metadata and a page that says what it adds, how to attach it, what was measured.
+
+    Args:
+        clone: the clone; sha256 that its configuration records are listed.
+        repo_id: where it will be published; by default where it came from, or a placeholder.
+    """
+    repo_id = repo_id or (clone.repo_id if clone.revision else None) or "user/name"
+    return f"---\n{metadata(clone).to_yaml()}\n---\n\n{_body(clone, repo_id)}"
 
 
 def metadata(clone: Clone) -> Any:
@@ -55,8 +63,10 @@ def metadata(clone: Clone) -> Any:
         library_name=LIBRARY_NAME,
         pipeline_tag="image-classification",
         license=license_name if license_name in _LICENSES else "other",
+        license_name=None if license_name in _LICENSES else license_name,
         base_model=models or None,
         base_model_relation="adapter" if models else None,
+        datasets=[name for name in _datasets(config) if _HUB_ID.fullmatch(name)] or None,
         metrics=["accuracy"],
         model_name=f"Clone of {config.source.architecture}" if results else None,
         eval_results=results or None,
@@ -71,55 +81,179 @@ def metadata(clone: Clone) -> Any:
     )
 
 
-def _body(clone: Clone) -> str:
-    config, metrics = clone.config, clone.report.metrics
-    rows = "\n".join(f"| {index} | {_text(label)} |" for index, label in enumerate(config.labels))
-    targets = "\n".join(
-        f"| {_text(adapter.name)} | {_text((adapter.target and adapter.target.architecture) or 'any timm classifier')}"
-        f" | `{adapter.insertion.module}` |"
-        for adapter in config.adapters
-    )
-    measured = "\n".join(
-        f"| {text} | {_text(report.shown(metrics.get(name), kind))} |" for name, text, kind in report.ROWS
-    )
+def name_datasets(clone: Clone, datasets: Sequence[str]) -> None:
+    """Record what the publisher says that the source was trained on; Hub ids (``user/name``) are linked from the page.
+
+    Raises:
+        ValueError: a name is not a printable text without commas, or all of them are longer than 200 characters.
+
+    Example:
+        >>> name_datasets(clone, ["ILSVRC/imagenet-1k"])  # doctest: +SKIP
+    """
+    if any("," in name for name in datasets):
+        raise ValueError(f"names of data sets have no commas; received {list(datasets)!r:.200}")
+    joined = ", ".join(datasets)
+    checks.text(joined)
+    clone.config.adapters[0].metrics["datasets"] = joined
+
+
+def _datasets(config: CloneConfig) -> list[str]:
+    named = config.adapters[0].metrics.get("datasets")
+    return named.split(", ") if isinstance(named, str) and named else []
+
+
+def _body(clone: Clone, repo_id: str) -> str:
+    config = clone.config
+    parts = [
+        _adds(config),
+        _attaching(config, repo_id),
+        _measured(clone),
+        _fits(clone),
+        _origin(config),
+        _files(config),
+        f"Written by pnc_hub {config.pnc_hub_version}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _adds(config: CloneConfig) -> str:
     origin = config.source.hub_id or config.source.architecture
+    rows = ((index, _text(entry.label), entry.source_index) for index, entry in enumerate(config.classes))
     return f"""# {len(config.labels)} classes cloned from {_text(origin)}
 
 This is a *clone*: the part of `{config.source.architecture}` that knows the classes below. Attached to another timm
 classifier it adds them as new logits; the classifier itself is not changed and is what it was once the clone is detached
 (partial network cloning, [arXiv:2303.10597](https://arxiv.org/abs/2303.10597)).
 
+## Classes it adds
+
+{_table(("logit", "class", "in the source"), rows)}"""
+
+
+def _attaching(config: CloneConfig, repo_id: str) -> str:
+    target = config.adapters[0].target
+    name = "..."
+    if target is not None:
+        name = f"hf-hub:{target.hub_id}" if "/" in (target.hub_id or "") else target.architecture or name
+    return f"""## How to attach it
+
 ```python
 import pnc_hub, timm
 
-model = timm.create_model("...", pretrained=True).eval()
-with pnc_hub.attach(model, "user/name@revision") as clone:   # this repository, pinned to a commit
-    logits = model(images)                                    # the model's own classes, then those below
+model = timm.create_model("{name}", pretrained=True).eval()
+with pnc_hub.attach(model, "{repo_id}@<commit>") as clone:
+    logits = model(images)  # the model's own classes, then those above
 ```
 
-## Classes it adds
+`<commit>` is the full sha of a commit of this repository. A page can not name the commit that it is part of; the list of
+commits does, and so does `pnc_hub.attach(model, "{repo_id}").clone.revision`. What is pinned is then always the same files,
+and those in the cache are used without asking the Hub; their sha256 are below. A tag (`"{repo_id}@v1"`) can be moved."""
 
-| logit | class |
-| --- | --- |
-{rows}
 
-## Where it fits
+def _measured(clone: Clone) -> str:
+    metrics = clone.config.adapters[0].metrics
+    accuracies = (
+        ("the target's classes", metrics.get("target_alone"), metrics.get("ori")),
+        ("the cloned classes", metrics.get("source_alone"), metrics.get("tar")),
+        ("both, weighted by numbers of classes", None, metrics.get("avg")),
+    )
+    rows = ((what, _value(before, "percent"), _value(after, "percent")) for what, before, after in accuracies)
+    others = ((text, _value(metrics.get(name), kind)) for name, text, kind in report.ROWS if name not in _ACCURACIES)
+    return f"""## Measured on held-out images
 
-| adapter | target | read at |
-| --- | --- | --- |
-{targets}
+{_table(("accuracy on", "the network that knows them, alone", "target with the clone"), rows)}
+{_figure(clone, "figures/accuracy.png", "Accuracy before and after")}
+{_table(("locality, size and cost", ""), others)}
 
-## Measured on held-out images
+Regime: {_value(metrics.get("regime"), "text")}. With the clone attached every image is answered among old and new classes
+together, with no hint which it shows."""
 
-| | |
-| --- | --- |
-{measured}
 
-Regime: {_text(report.shown(metrics.get("regime"), "text"))}. Source licence: {_text(config.source.license)}.
-Written by pnc_hub {config.pnc_hub_version}.
-"""
+def _fits(clone: Clone) -> str:
+    adapters = clone.config.adapters
+    rows = (
+        (
+            _text(adapter.name),
+            _text((adapter.target and (adapter.target.hub_id or adapter.target.architecture)) or "any timm classifier"),
+            f"`{adapter.insertion.module}`",
+            *(_value(adapter.metrics.get(name), "percent") for name in ("target_alone", "ori")),
+            _knows(adapter),
+            _value(adapter.metrics.get("diverted"), "percent"),
+        )
+        for adapter in adapters
+    )
+    titles = ("adapter", "target", "read at", "its classes, alone", "with the clone", "cloned classes", "diverted")
+    drawn = (
+        _figure(clone, f"figures/insertion-{adapter.name}.png", f"Insertion points of {_text(adapter.name)}")
+        for adapter in adapters
+    )
+    return f"""## Where it fits
+
+{_table(titles, rows)}
+{"".join(drawn)}
+A target is recognised by its weights before the insertion point. Targets that the clone was ported to had images without
+labels: for them "as the source" is the share of images of cloned classes that are answered as the source answers them."""
+
+
+def _origin(config: CloneConfig) -> str:
+    source = config.source
+    targets = [adapter for adapter in config.adapters if adapter.target is not None]
+    rows = [("source", _text(source.hub_id or source.architecture), _text(source.license))]
+    rows += [
+        ("target", _text(adapter.target.hub_id or adapter.target.architecture or adapter.name), _license_of(adapter))
+        for adapter in targets
+        if adapter.target is not None
+    ]
+    named = ", ".join(map(_text, _datasets(config))) or "not named by the publisher"
+    return f"""## Origin and licences
+
+{_table(("", "weights", "licence"), rows)}
+
+The clone is a part of the source's weights and has their licence. No weights of a target are in these files; adapters and
+gates were fitted to what the targets make of images. Training data of the source: {named}."""
+
+
+def _files(config: CloneConfig) -> str:
+    recorded = {**config.files, **{adapter.file: adapter.sha256 for adapter in config.adapters}}
+    rows = ((f"`{file}`", f"`{digest}`") for file, digest in sorted(recorded.items()) if digest)
+    return f"""## Files
+
+{_table(("file", "sha256"), rows)}
+
+Nothing in these files is executed: they are numbers (safetensors) and one description (`config.json`)."""
+
+
+_ACCURACIES = ("target_alone", "ori", "source_alone", "tar", "avg")
+
+
+def _knows(adapter: AdapterConfig) -> str:
+    if "agreement" in adapter.metrics:
+        return f"{_value(adapter.metrics['agreement'], 'percent')} as the source"
+    return _value(adapter.metrics.get("tar"), "percent")
+
+
+def _license_of(adapter: AdapterConfig) -> str:
+    named = adapter.metrics.get("target_license")
+    return _text(named) if isinstance(named, str) and named else "not recorded"
+
+
+def _figure(clone: Clone, file: str, title: str) -> str:
+    return f"\n![{title}]({file})\n" if file in figures.names(clone) else ""
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Cells are Markdown already."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _value(value: Any, kind: str) -> str:
+    return _text(report.shown(value, kind))
 
 
 def _text(value: str) -> str:
     """``value`` as plain text inside a Markdown table cell: punctuation that could be markup is escaped."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~$&@:])", r"\\\1", value)
+    # nothing that leaves the line or turns it round gets here from a file; what was set in memory may
+    value = "".join(character if character.isprintable() else f"\\u{ord(character):04x}" for character in value)
+    value = re.sub(r"([\\`*_{}\[\]<>()#+!|~$&@:])", r"\\\1", value)
+    return re.sub(r"(?i)\b(www)\.", r"\1\\.", value)  # some renderers make links of these

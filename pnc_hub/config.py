@@ -3,6 +3,8 @@
 Annotations are evaluated here (no ``from __future__ import annotations``): the validators read them.
 """
 
+import hashlib
+import json
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -12,13 +14,14 @@ from huggingface_hub.dataclasses import strict, validated_field
 from huggingface_hub.errors import StrictDataclassError
 
 from pnc_hub import checks, files
-from pnc_hub.errors import FormatVersionError, MalformedArtifactError
+from pnc_hub.errors import FormatVersionError, IntegrityError, MalformedArtifactError
 from pnc_hub.labels import same_label
 from pnc_hub.points import INPUT, LAYOUTS, InsertionPoint
 from pnc_hub.preprocess import Preprocess
 
 FORMAT_VERSION = 1
 LIBRARY_NAME = "pnc-hub"
+MAX_ADAPTERS = 200  # each is compared with the target's weights when the clone is attached
 
 
 @strict
@@ -215,12 +218,12 @@ class CloneConfig:
     def validate_adapters(self) -> None:
         """At least one adapter, each under its own name, also where file names ignore case."""
         names = [adapter.name.casefold() for adapter in self.adapters]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"adapters must be at least one and have different names, found {names!r:.80}")
+        if not 1 <= len(names) <= MAX_ADAPTERS or len(set(names)) != len(names):
+            raise ValueError(f"adapters must be 1 to {MAX_ADAPTERS} and have different names, found {names!r:.80}")
 
     def validate_files(self) -> None:
         """Only files that a clone has beside its adapters."""
-        unknown = sorted(self.files.keys() - {files.WEIGHTS, files.PREFIX, files.PROBE})
+        unknown = sorted(self.files.keys() - {files.CONFIG, files.WEIGHTS, files.PREFIX, files.PROBE})
         if unknown:
             raise ValueError(f"a clone has no file {unknown[0]!r:.80}")
 
@@ -230,8 +233,8 @@ class CloneConfig:
         return tuple(entry.label for entry in self.classes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries and lists, as written to JSON."""
-        return asdict(self)
+        """Plain dictionaries and lists, as written to JSON, sealed."""
+        return seal(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Any) -> "CloneConfig":
@@ -239,6 +242,7 @@ class CloneConfig:
 
         Raises:
             FormatVersionError: written in another version of the format.
+            IntegrityError: it is not what was written.
             MalformedArtifactError: anything else is not as the schema says.
         """
         if not isinstance(values, dict) or values.get("library_name") != LIBRARY_NAME:
@@ -250,9 +254,27 @@ class CloneConfig:
                 " upgrade with `pip install -U pnc-hub`, or ask its publisher to save it again"
             )
         try:
-            return _parse(cls, values, "config")
+            config = _parse(cls, values, "config")
         except (StrictDataclassError, TypeError, ValueError) as error:
             raise MalformedArtifactError(f"config.json is not valid: {_one_line(error)}") from error
+        if values["files"].get(files.CONFIG) != seal(values)["files"][files.CONFIG]:
+            raise IntegrityError(
+                "config.json was changed or damaged since it was written (its sha256 is not the one it records of itself);"
+                " download it again (force_download=True), or ask its publisher to save it again"
+            )
+        config.files = {name: digest for name, digest in config.files.items() if name != files.CONFIG}
+        return config
+
+
+def seal(values: dict[str, Any]) -> dict[str, Any]:
+    """The configuration ``values`` with, among its ``files``, the sha256 of everything else that it says.
+
+    It is that of the values, however they are written. It tells damage, not malice: who changes a configuration on purpose
+    can seal it again, and only a commit's sha or a lock file tells that.
+    """
+    others = {name: digest for name, digest in values["files"].items() if name != files.CONFIG}
+    text = json.dumps({**values, "files": others}, sort_keys=True, separators=(",", ":"))
+    return {**values, "files": {files.CONFIG: hashlib.sha256(text.encode()).hexdigest(), **others}}
 
 
 def _parse(kind: Any, value: Any, place: str) -> Any:

@@ -87,6 +87,7 @@ def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str, file:
         MalformedArtifactError: anything else is not as expected.
     """
     with _opened(path, MAX_FILE_BYTES, file) as (stream, size):
+        _check_size(size, expected, file)
         hashed = _Hashed(stream, size)
         try:
             tensors, problem = _fill(hashed, size, expected, file), None
@@ -174,6 +175,13 @@ class _Hashed:
         return self.sha256.hexdigest()
 
 
+def _check_size(size: int, expected: dict[str, TensorSpec], file: str) -> None:
+    """A file that is far larger than what it must hold is not even hashed."""
+    needed = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in expected.values())
+    if size > needed + MAX_HEADER_BYTES + 8:
+        raise MalformedArtifactError(f"{size} bytes, and the configuration needs {needed}", file=file)
+
+
 def _fill(stream: _Hashed, size: int, expected: dict[str, TensorSpec], file: str) -> dict[str, Tensor]:
     """The tensors of a file at whose beginning ``stream`` is; each has memory of its own, aligned as torch aligns it."""
     found = _parse_header(stream, size, file)
@@ -185,6 +193,8 @@ def _fill(stream: _Hashed, size: int, expected: dict[str, TensorSpec], file: str
         tensor = tensors[name] = torch.empty(specs[name].shape, dtype=specs[name].dtype, device="cpu")
         if not stream.fill(tensor):
             raise MalformedArtifactError("it became shorter while it was read", file=file)
+        if tensor.dtype == torch.bool and tensor.view(torch.uint8).gt(1).any():
+            raise MalformedArtifactError(f"tensor {name!r} holds truth values other than 0 and 1", file=file)
         # NaN is the least and the greatest of anything it is among, so one pass without temporaries tells
         if tensor.numel() and tensor.is_floating_point() and not all(map(math.isfinite, map(float, tensor.aminmax()))):
             raise MalformedArtifactError(f"tensor {name!r} holds NaN or infinity", file=file)

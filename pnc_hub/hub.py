@@ -1,22 +1,29 @@
-"""The only file that talks to the Hugging Face Hub."""
+"""Reading a clone from the Hugging Face Hub: one commit, the files that are needed, each checked on arrival."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from pnc_hub import files
-from pnc_hub.errors import ArtifactError, CloneNotFoundError, HubError, IntegrityError, PublishError
+from pnc_hub.errors import ArtifactError, CloneNotFoundError, HubError, IntegrityError, MalformedArtifactError
 
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*/[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+
+# Seconds before a request is made again that failed for no reason of its own and that the client does not repeat.
+DELAYS = (0.5, 2.0)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Result = TypeVar("Result")
 
 
 def split_revision(name: str, revision: str | None) -> tuple[str, str | None]:
@@ -50,7 +57,7 @@ class FolderFiles:
 
     folder: Path
 
-    def __call__(self, file: str) -> Path:
+    def __call__(self, file: str, digest: str | None = None) -> Path:
         """The path of ``file``, whether it exists or not."""
         return self.folder / file
 
@@ -63,34 +70,53 @@ class HubFiles:
 
         Args:
             repo_id: ``user/name``.
-            revision: branch, tag, commit or None.
+            revision: branch, tag, pull request (``refs/pr/1``), commit or None.
             **options: ``token``, ``cache_dir``, ``local_files_only`` and ``force_download`` of huggingface_hub.
 
         Raises:
             CloneNotFoundError: no such repository, revision or file, or it can not be reached and is not in the cache.
-            HubError: the Hub refused or failed.
+            HubError: the Hub refused or failed, or the cache can not be written.
+            IntegrityError: what arrived is not what the Hub has a record of.
         """
         self.repo_id, self.options = repo_id, options
         self.config = self._download(files.CONFIG, revision)
         self.commit = self.config.parent.name
-        self.root = self.config.parents[2].resolve()
+        self.root = self.config.parents[3].resolve()  # the whole cache: repositories may share blobs
+        self._check(self.config, files.CONFIG, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickled model must not carry the token of whoever attached the clone; a copy uses the stored one."""
         return {**self.__dict__, "options": {**self.options, "token": None}}
 
-    def __call__(self, file: str) -> Path:
-        """Download ``file`` unless it is in the cache; its path."""
+    def __call__(self, file: str, digest: str | None = None) -> Path:
+        """Download ``file`` unless it is in the cache; its path.
+
+        Args:
+            file: name inside the artifact.
+            digest: sha256 that config.json records for it; that of the Hub must be the same.
+        """
         path = self.config if file == files.CONFIG else self._download(file, self.commit)
-        if not path.resolve().is_relative_to(self.root):
-            raise IntegrityError("its file in the cache leads outside the cache", repo_id=self.repo_id, file=file)
+        self._check(path, file, digest)
         return path
+
+    def _check(self, path: Path, file: str, digest: str | None) -> None:
+        if not path.resolve().is_relative_to(self.root):
+            raise self._refused("its file in the cache leads outside the cache", file)
+        recorded = Path(os.readlink(path)).name if path.is_symlink() else ""  # the cache names it by the Hub's digest
+        if digest is None and file == files.CONFIG and _digest_like(path.read_bytes(), recorded) != recorded:
+            raise self._refused("it is not what the Hub has a record of", file)
+        if digest is not None and len(recorded) == 64 and recorded != digest:
+            raise self._refused(f"the Hub has another sha256 on record than {files.CONFIG}", file)
+
+    def _refused(self, reason: str, file: str) -> IntegrityError:
+        reason += "; download it again (force_download=True, or to another cache_dir)"
+        return IntegrityError(reason, repo_id=self.repo_id, revision=self.commit, file=file)
 
     def _cached(self, file: str, revision: str | None) -> str | None:
         """Its path in the cache, if it may be taken from there."""
         from huggingface_hub import try_to_load_from_cache
 
-        settled = self.options.get("local_files_only") or _COMMIT.fullmatch(revision or "")
+        settled = self.options.get("local_files_only") or COMMIT.fullmatch(revision or "")
         if not settled or self.options.get("force_download"):
             return None
         path = try_to_load_from_cache(self.repo_id, file, self.options.get("cache_dir"), revision)
@@ -99,55 +125,81 @@ class HubFiles:
     def _download(self, file: str, revision: str | None) -> Path:
         from huggingface_hub import hf_hub_download
 
+        def download() -> str:
+            return hf_hub_download(
+                self.repo_id,
+                file,
+                revision=revision,
+                library_name="pnc-hub",
+                tqdm_class=_bounded(files.MAX_CONFIG_BYTES if file == files.CONFIG else files.MAX_FILE_BYTES, file),
+                **self.options,
+            )
+
         with _explained(self.repo_id, revision, file):
             # hf_hub_download would find the same, but prepare a request first, and for its headers ask the Hub
-            path = self._cached(file, revision) or hf_hub_download(
-                self.repo_id, file, revision=revision, library_name="pnc-hub", **self.options
-            )
-        return Path(path)
+            return Path(self._cached(file, revision) or retried(download))
 
 
-def push(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool | None,
-    token: str | bool | None,
-    revision: str | None,
-    create_pr: bool,
-    commit_message: str,
-) -> CommitInfo:
-    """Upload exactly the files that ``save_pretrained`` wrote, as one commit; none is made where nothing has changed.
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later: the Hub failed, or the connection broke off."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
-    Files of the clone that was there before and that this one lacks are deleted; those of others stay.
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (500, 502, 503, 504)
+    if isinstance(error, (ArtifactError, LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled)):
+        return False
+    transport = HfHubHTTPError.__bases__[0]  # of the HTTP library, which is another one in other versions of the client
+    # hf_xet raises RuntimeError and ConnectionError; the client OSError without a number where a size is wrong
+    return isinstance(error, (transport, RuntimeError, OSError)) and getattr(error, "errno", None) is None
 
-    Raises:
-        PublishError: the Hub refused or failed; the repository holds what it held before.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    if not is_repo_id(repo_id):
-        raise PublishError(f"{repo_id!r} is no Hub repository; give 'user/name'")
-    api = HfApi(token=token, library_name="pnc-hub")
-    added = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    try:
-        repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        present = api.list_repo_files(repo.repo_id, revision=revision)
-        return api.create_commit(
-            repo.repo_id,
-            [
-                *(CommitOperationAdd(name, path) for name, path in added.items()),
-                *(CommitOperationDelete(name) for name in present if files.is_ours(name) and name not in added),
-            ],
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-        )
-    except Exception as error:  # huggingface_hub, its HTTP client and hf_xet each raise errors of their own
-        raise PublishError(
-            f"{repo_id}: the clone was not published, the repository is as before ({_first_line(error)})."
-            " Check the name and that you are logged in with write access (hf auth login)."
-        ) from error
+def retried(call: Callable[[], Result], is_repeatable: Callable[[Exception], bool] = is_transient) -> Result:
+    """The result of ``call``, which is made again, at most twice, where ``is_repeatable`` says that this may help."""
+    for delay in DELAYS:
+        try:
+            return call()
+        except Exception as error:
+            if not is_repeatable(error):
+                raise
+        time.sleep(delay)
+    return call()
+
+
+def _digest_like(content: bytes, recorded: str) -> str:
+    """The digest of ``content`` of the kind that the Hub records: sha256 of large files, git's sha1 of others."""
+    if len(recorded) == 64:
+        return hashlib.sha256(content).hexdigest()
+    if COMMIT.fullmatch(recorded):
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return recorded
+
+
+def _bounded(limit: int, file: str) -> type:
+    """A progress bar that breaks a download off at ``limit`` bytes, announced or received: the client itself has no limit."""
+    from huggingface_hub.utils import tqdm
+
+    class Bounded(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.received = 0
+            self._check(kwargs.get("total") or 0)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += n or 0
+            self._check(self.received)
+            return super().update(n)
+
+        def _check(self, size: float) -> None:
+            if size > limit:
+                self.close()
+                raise MalformedArtifactError(f"{size} bytes or more, and {limit} are allowed", file=file)
+
+    return Bounded
 
 
 @contextmanager
@@ -156,6 +208,8 @@ def _explained(repo_id: str, revision: str | None, file: str) -> Iterator[None]:
 
     try:
         yield
+    except ArtifactError as error:
+        raise error.at(repo_id=repo_id, revision=revision) from None
     except Exception as error:  # huggingface_hub, its HTTP client and hf_xet each raise errors of their own
         # where a copy in the cache would have served, the client wraps what the Hub answered
         answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
@@ -173,6 +227,11 @@ def _explanation(error: BaseException) -> tuple[type[ArtifactError], str]:
             "the repository is gated: ask for access on its page, then log in (hf auth login)",
         ),
         (
+            client.DisabledRepoError,
+            HubError,
+            "the Hub has disabled access to the repository: see its page for the reason, or take another clone",
+        ),
+        (
             client.RepositoryNotFoundError,
             CloneNotFoundError,
             "no such repository on the Hub, or it is private: check the name, or log in (hf auth login)",
@@ -180,26 +239,43 @@ def _explanation(error: BaseException) -> tuple[type[ArtifactError], str]:
         (
             client.RevisionNotFoundError,
             CloneNotFoundError,
-            "the repository has no such revision (branch, tag or commit)",
+            "the repository has no such revision (branch, tag, pull request or commit); give one of those on its page",
         ),
         (
             client.LocalEntryNotFoundError,
             CloneNotFoundError,
-            "not in the local cache, and the Hub was not asked or could not be reached",
+            "not in the local cache, and the Hub was not asked or could not be reached; fetch it once while connected",
         ),
         (
             client.EntryNotFoundError,
             CloneNotFoundError,
-            "the repository has no such file, so it holds no clone",
+            "the repository has no such file, so it holds no clone; check the name and the revision",
         ),
-        (client.HFValidationError, CloneNotFoundError, f"not a valid Hub id ({_first_line(error)})"),
+        (client.HFValidationError, CloneNotFoundError, f"not a valid Hub id ({first_line(error)}); give 'user/name'"),
     )
     for met, kind, reason in known:
         if isinstance(error, met):
             return kind, reason
-    return HubError, f"the Hub did not deliver it ({_first_line(error)}); try again later, or check your token"
+    return HubError, _failure(error)
 
 
-def _first_line(error: BaseException) -> str:
+def _failure(error: BaseException) -> str:
+    """What else went wrong, and what to do about it."""
+    said = first_line(error)
+    number = getattr(error, "errno", None)
+    if number is not None:
+        state = "is full" if number in _NO_ROOM else "can not be written"
+        return f"the cache {state} ({said}): make room or give leave, or name another folder with cache_dir="
+    remedy = {
+        401: "log in again (hf auth login), or pass token=False for a public clone",
+        403: "ask its owner for access, or log in with another account (hf auth login)",
+        429: "it limits how often it is asked: wait, and log in to be allowed more (hf auth login)",
+    }
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return f"the Hub did not deliver it ({said}); {remedy.get(status, 'try again later')}"
+
+
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, shortened."""
     text = getattr(error, "server_message", None) or str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0][:300]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
-from importlib import resources
 
 from torch import nn
 
@@ -31,12 +30,7 @@ def class_names(model: nn.Module, count: int) -> list[tuple[str, ...]] | None:
 
 @lru_cache(maxsize=1)
 def _imagenet() -> list[tuple[str, ...]]:
-    # what timm.data.ImageNetInfo reads, but for the definitions: they take most of its time
-    folder = resources.files("timm.data") / "_info"
-    synsets = (folder / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
-    wanted, names = set(synsets), {}
-    for line in (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines():
-        synset, _, lemmas = line.partition("\t")
-        if synset in wanted:
-            names[synset] = lemmas.split(", ")
-    return [(synset, *names[synset]) for synset in synsets]
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo("imagenet-1k")
+    return [(known.index_to_label_name(index), *known.index_to_description(index).split(", ")) for index in range(1000)]

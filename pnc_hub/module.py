@@ -7,13 +7,14 @@ exactly those expected. All of it is in float32, whatever the process's default 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pnc_hub import fusion
-from pnc_hub.errors import InsertionPointError
+from pnc_hub.errors import InsertionPointError, TargetError
 from pnc_hub.points import InsertionPoint
 from pnc_hub.preprocess import resize
 
@@ -58,7 +59,20 @@ class Adapter(nn.Module):
         return torch.cat([prefix, tokens], 1)
 
 
-class CloneModule(nn.Module):
+class _Converted(nn.Module):
+    """A module that refuses to be converted to float16 if a weight would become infinite: it would answer, and wrongly."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Converted:
+        super()._apply(fn, recurse)
+        for name, tensor in tensors_of(self).items():
+            if tensor.dtype == torch.float16 and not tensor.is_meta and not bool(tensor.isfinite().all()):
+                raise TargetError(
+                    f"{name!r} of the clone is beyond what float16 can hold; convert the model to bfloat16 or float32"
+                )
+        return self
+
+
+class CloneModule(_Converted):
     """Feature at the insertion point -> (clone logits, reject logit, features of the gate)."""
 
     def __init__(self, adapter: nn.Module, tail: nn.Module, head: nn.Linear) -> None:
@@ -76,7 +90,7 @@ class CloneModule(nn.Module):
         return logits[:, :-1], logits[:, -1], penultimate
 
 
-class Gate(nn.Module):
+class Gate(_Converted):
     """A linear gate on scalars of both heads and on the module's penultimate features, minus a calibrated offset."""
 
     def __init__(self, features: int, device: Any = None) -> None:
@@ -107,6 +121,10 @@ def to_maps(feature: Tensor, point: InsertionPoint) -> Tensor:
     tokens = feature[:, point.prefix_tokens :].transpose(1, 2)
     length = int(tokens.shape[2])  # a tensor while torch.jit.trace looks on
     rows = round((length * point.grid[0] / point.grid[1]) ** 0.5)
+    if not rows or length % rows:
+        raise InsertionPointError(
+            f"{length} tokens behind {point.prefix_tokens} of {point.name!r} make no map of the proportions {point.grid}"
+        )
     return tokens.unflatten(2, (rows, length // rows))
 
 
@@ -138,7 +156,7 @@ def shrink(module: nn.Module, shapes: dict[str, list[int]], attributes: dict[str
             raise InsertionPointError(f"tensor {name!r} after the cut can not have shape {shape}; it has {full}")
     for name, values in attributes.items():
         full = widths.get(name, {})
-        if not all(1 <= value <= full.get(attribute, 0) for attribute, value in values.items()):
+        if not full or not all(1 <= value <= full.get(attribute, 0) for attribute, value in values.items()):
             raise InsertionPointError(f"layer {name!r} after the cut can not have the widths {values}; it has {full}")
         layer = module.get_submodule(name)
         for attribute, value in values.items():

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pnc_hub import probe
 from pnc_hub.artifact import Clone
-from pnc_hub.config import AdapterConfig
+from pnc_hub.config import AdapterConfig, InsertionConfig
 from pnc_hub.errors import (
     ClassCollisionError,
     FingerprintMismatchError,
@@ -23,8 +23,8 @@ from pnc_hub.errors import (
 from pnc_hub.fingerprint import matches
 from pnc_hub.labels import class_names, same_label
 from pnc_hub.patch import patch_of
-from pnc_hub.points import INPUT, Skeleton
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.points import INPUT, Skeleton, is_grid
+from pnc_hub.preprocess import Preprocess, input_size
 
 if TYPE_CHECKING:
     from pnc_hub.attachment import Attachment
@@ -91,6 +91,7 @@ def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterC
         if at_input and (architecture, width) == (target.architecture, target.num_classes):
             return adapter
         if insertion.module in names and matches(model, insertion.trunk, target.fingerprint):
+            _check_tokens(model, insertion)
             return adapter
     universal = next((adapter for adapter in clone.config.adapters if adapter.target is None), None)
     relatives = [adapter for adapter in made_for if architecture in (None, adapter.target.architecture)]
@@ -104,6 +105,16 @@ def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterC
         stacklevel=3,
     )
     return universal
+
+
+def _check_tokens(model: nn.Module, insertion: InsertionConfig) -> None:
+    """Tokens do not tell how they are arranged; taken for a map of other proportions they would give a wrong answer."""
+    size = input_size(model)
+    if insertion.layout == "NLC" and not is_grid(tuple(insertion.grid), size):
+        raise InsertionPointError(
+            f"the clone reads tokens at {insertion.module!r} as a map of {insertion.grid}, and the images of this"
+            f" {type(model).__name__} are {size[1]} high and {size[2]} wide; have an adapter made for this model"
+        )
 
 
 def _forced_adapter(

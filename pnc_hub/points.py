@@ -246,13 +246,19 @@ def _describe(model: nn.Module, name: str, feature: Any, image: tuple[int, int, 
     if len(shape) != 4:
         return None
     first, last = shape[1:3], shape[2:4]
-    last_is_channels = _is_grid(first, image) and (
-        not _is_grid(last, image) or getattr(model, "output_fmt", "NCHW") == "NHWC"
+    last_is_channels = is_grid(first, image) and (
+        not is_grid(last, image) or getattr(model, "output_fmt", "NCHW") == "NHWC"
     )
     channels, grid, layout = (shape[3], first, "NHWC") if last_is_channels else (shape[1], last, "NCHW")
-    if not _is_grid(grid, image):
+    if not is_grid(grid, image):
         return None
     return InsertionPoint(name, 0, channels, max(1, round(height / grid[0])), layout, (grid[0], grid[1]))
+
+
+def is_grid(size: tuple[int, ...], image: tuple[int, int, int]) -> bool:
+    """Whether ``size`` (height, width) has about the proportions of the ``image`` (C, H, W), within one row or column."""
+    _, height, width = image
+    return abs(size[0] * width - size[1] * height) < max(height, width) and size[0] <= height
 
 
 def _describe_tokens(
@@ -263,13 +269,7 @@ def _describe_tokens(
         tokens = shape[1] - prefix
         rows = round((tokens * height / width) ** 0.5) if tokens > 0 else 0
         guessed = prefix not in (prefix_tokens, 0)
-        if rows > guessed and tokens % rows == 0 and _is_grid((rows, tokens // rows), image):
+        if rows > guessed and tokens % rows == 0 and is_grid((rows, tokens // rows), image):
             grid = (rows, tokens // rows)
             return InsertionPoint(name, 0, shape[2], max(1, round(height / rows)), "NLC", grid, prefix)
     return None
-
-
-def _is_grid(size: tuple[int, ...], image: tuple[int, int, int]) -> bool:
-    """Whether (height, width) has about the proportions of the image, within one row or column."""
-    _, height, width = image
-    return abs(size[0] * width - size[1] * height) < max(height, width) and size[0] <= height

@@ -144,13 +144,20 @@ def verify(model: nn.Module, branch: Branch, end: int, run_as: Callable[[Tensor]
             f" (relative error {error:.2g}): its weights or its structure are others. Load those weights, or have an"
             " adapter made for this model."
         )
-    image = torch.zeros(1, *size, device=reference.device, dtype=reference.dtype)
+    shipped = branch.clone.probe(branch.adapter)["image"][:1]
+    image = enlarge(shipped if shipped.shape[1] == size[0] else shipped.mean(1, keepdim=True), size)
+    image = image.expand(-1, size[0], -1, -1).to(reference)
     try:
         with torch.compiler.set_stance("force_eager"):
             expected = model(image)
         found = run_as(image)
     except TargetError as error:
         raise ProbeError(str(error)) from error
+    if not bool(expected[:, end - len(branch.clone.labels) : end].isfinite().all()):
+        raise ProbeError(
+            f"the clone has no answer to its probe in {str(expected.dtype).removeprefix('torch.')}: it overflows. Convert the"
+            " model to bfloat16 or float32"
+        )
     complete = expected.shape[1] >= end and found.shape == expected.shape
     if not complete or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
         raise ProbeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,35 +11,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Measurements of one clone with one target, all on images that cloning made no choice on.
+    """Measurements of one clone, all on images that cloning made no choice on.
 
     Where source or target were trained on the same images, their accuracies are those of training images all the same.
 
     Attributes:
-        metrics: name -> value; accuracies and rates are fractions between 0 and 1, None where there were no images to
-            measure on. Keys: ``ori`` (target classes), ``tar`` (cloned classes), ``avg`` (both, weighted by their numbers
-            of classes), ``avg_u`` (their mean), ``diverted`` (other images whose prediction left the target), ``auroc``
-            (gate), ``kl`` (locality, nats), ``target_alone``, ``source_alone`` (among the cloned classes),
-            ``source_alone_among_all``, ``kept_parameters``, ``source_parameters``, ``bytes``, ``prefix_bytes``,
-            ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed form, before pruning), ``regime``, ``images``,
-            ``restored``.
+        metrics: with the target that the clone was made for: name -> value; accuracies and rates are fractions between 0 and
+            1, None where there were no images to measure on. Keys: ``ori`` (target classes), ``tar`` (cloned classes),
+            ``avg`` (both, weighted by their numbers of classes), ``avg_u`` (their mean), ``diverted`` (other images whose
+            prediction left the target), ``auroc`` (gate), ``kl`` (locality, nats), ``target_alone``, ``source_alone``
+            (among the cloned classes), ``source_alone_among_all``, ``kept_parameters``, ``source_parameters``, ``bytes``,
+            ``prefix_bytes``, ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed form, before pruning),
+            ``regime``, ``images``, ``restored``, ``macs``, ``curve.<insertion point>`` (best accuracy in closed form there),
+            ``target_license`` and ``datasets`` (as the publisher names them).
         labels: names of the cloned classes.
+        ported: the same with each target that it was ported to, by the adapter's name. Ported without labels, it is compared
+            with the source itself (through its own first layers): ``agreement`` (images that the source takes for a cloned
+            class and the joint answer for the same), ``agreement_among_cloned`` (no matter which side the gate chose),
+            ``match`` (share of the variance of its logits that is reproduced); and ``adapter_bytes``.
     """
 
     metrics: dict[str, Any]
     labels: tuple[str, ...]
+    ported: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, clone: Clone) -> Report:
-        """The report of the first target that ``clone`` was made for."""
-        return cls(dict(clone.config.adapters[0].metrics), clone.labels)
+        """The report of the target that ``clone`` was made for, and of those that it was ported to."""
+        first, *others = clone.config.adapters
+        ported = {adapter.name: dict(adapter.metrics) for adapter in others if adapter.target is not None}
+        return cls(dict(first.metrics), clone.labels, ported)
 
     def __getitem__(self, name: str) -> Any:
         return self.metrics[name]
 
     def __str__(self) -> str:
-        rows = [f"  {text:<44}{shown(self.metrics.get(name), kind)}" for name, text, kind in ROWS]
-        return "\n".join([f"Clone of {len(self.labels)} classes: {', '.join(self.labels)}", *rows])
+        lines = [f"Clone of {len(self.labels)} classes: {', '.join(self.labels)}", *_lines(self.metrics, ROWS)]
+        for name, metrics in self.ported.items():
+            lines += [f"Ported to {name}", *_lines(metrics, PORTED_ROWS)]
+        return "\n".join(lines)
 
 
 ROWS = (
@@ -52,11 +62,26 @@ ROWS = (
     ("avg", "both, weighted by numbers of classes (Avg)", "percent"),
     ("diverted", "target images diverted to the clone", "percent"),
     ("auroc", "gate AUROC", "number"),
+    ("kl", "change of the target's answers (KL, nats)", "number"),
     ("kept_parameters", "parameters added", "count"),
     ("source_parameters", "parameters of the source", "count"),
     ("bytes", "bytes (module, adapter and gate)", "count"),
+    ("macs", "multiply-accumulates added per image", "count"),
     ("prefix_bytes", "bytes of the source's first layers, for other targets", "count"),
     ("seconds", "seconds to learn", "number"),
+)
+PORTED_ROWS = (
+    ("insertion", "read from the target at", "text"),
+    ("target_alone", "target alone, its own classes", "percent"),
+    ("ori", "with the clone, the target's classes (Ori)", "percent"),
+    ("agreement", "cloned classes, answered as the source does", "percent"),
+    ("agreement_among_cloned", "the same, no matter what the gate says", "percent"),
+    ("match", "variance of the source's logits reproduced", "percent"),
+    ("diverted", "other images diverted to the clone", "percent"),
+    ("auroc", "gate AUROC", "number"),
+    ("adapter_bytes", "bytes of the adapter and gate", "count"),
+    ("macs", "multiply-accumulates added per image", "count"),
+    ("seconds", "seconds to port", "number"),
 )
 
 
@@ -71,3 +96,7 @@ def shown(value: Any, kind: str) -> str:
     if kind == "count":
         return f"{value:,}"
     return f"{value:.3f}"
+
+
+def _lines(metrics: dict[str, Any], rows: tuple[tuple[str, str, str], ...]) -> list[str]:
+    return [f"  {text:<44}{shown(metrics.get(name), kind)}" for name, text, kind in rows]

@@ -7,7 +7,10 @@ follows from its arguments' shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,12 +29,35 @@ class ShapesOnly(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Called by torch for every operation."""
+        _ALLOWED.left -= 1
+        if _ALLOWED.left < 0:
+            raise OverflowError("it takes more operations than are allowed")
         rule = _RULES.get(func)
         if rule is not None and args and _is_meta(args[0]):
             result = rule(*args, **(kwargs or {}))
             if result is not None:
                 return result
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def at_most(operations: int) -> Iterator[None]:
+    """Within it, this thread may run no more than so many operations under ``ShapesOnly``: the next is an ``OverflowError``.
+
+    Sizes cost nothing without weights, loops do, and what an architecture loops over is for an artifact to choose.
+    """
+    before, _ALLOWED.left = _ALLOWED.left, operations
+    try:
+        yield
+    finally:
+        _ALLOWED.left = before
+
+
+class _Allowed(threading.local):
+    left: float = math.inf
+
+
+_ALLOWED = _Allowed()
 
 
 def _is_meta(*values: Any) -> bool:

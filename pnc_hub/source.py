@@ -13,7 +13,11 @@ from torch import Tensor, fx, nn
 
 from pnc_hub.errors import SourceError
 from pnc_hub.points import InsertionPoint, Skeleton, classifier_name
-from pnc_hub.shapes import ShapesOnly
+from pnc_hub.shapes import ShapesOnly, at_most
+
+# torch operations to build an architecture without weights and to trace it: a second or so. The most that was counted for one
+# of timm's as it is are 49,000 (mvitv2_huge_cls).
+MAX_OPERATIONS = 55_000
 
 
 class Part(nn.Module):
@@ -51,10 +55,12 @@ class Source:
 
     def __init__(self, architecture: str, model_args: dict[str, Any], size: tuple[int, int, int]) -> None:
         """Build ``architecture`` with ``model_args`` for images of ``size``; all have been checked by the caller."""
-        with ShapesOnly(), torch.device("meta"):
-            model = timm.create_model(architecture, pretrained=False, **model_args)
         self._key = (architecture, tuple(sorted(model_args.items())), size)
-        self.skeleton = Skeleton(model, size, own=True)
+        with at_most(MAX_OPERATIONS):
+            with ShapesOnly(), torch.device("meta"):
+                model = timm.create_model(architecture, pretrained=False, **model_args)
+            self.skeleton = Skeleton(model, size, own=True)
+            _ = self.skeleton.graph  # traced now, while operations are counted
         self.num_classes = int(model.num_classes)
         self.model, self.features = without_classifier(self.skeleton.model)
         self._parts: dict[tuple[str, str], Part] = {}
@@ -89,10 +95,15 @@ class Source:
         return self._parts.get(key) or self._parts.setdefault(key, Part(self, side, cut))
 
     @classmethod
-    @lru_cache(maxsize=32)
     def of(cls, architecture: str, model_args: tuple[tuple[str, Any], ...], size: tuple[int, int, int]) -> Source:
         """The same, remembered: an artifact is often attached more than once in a process."""
-        return cls(architecture, dict(model_args), size)
+        return _remembered(architecture, model_args, size, repr(model_args))
+
+
+@lru_cache(maxsize=32)
+def _remembered(architecture: str, model_args: tuple, size: tuple[int, int, int], _written: str) -> Source:
+    """``_written`` tells True from 1, which are equal and mean different things to timm's constructors."""
+    return Source(architecture, dict(model_args), size)
 
 
 def without_classifier(model: nn.Module) -> tuple[nn.Module, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 import pnc_hub
-from pnc_hub import files, probe
+from pnc_hub import checks, files, probe
 from pnc_hub.artifact import Clone
+from pnc_hub.cloning.curve import macs
 from pnc_hub.cloning.localize import changes, parameters
-from pnc_hub.cloning.networks import Networks
+from pnc_hub.cloning.networks import Networks, Reader
 from pnc_hub.config import (
     FORMAT_VERSION,
     LIBRARY_NAME,
@@ -29,7 +31,7 @@ from pnc_hub.config import (
     TailConfig,
     TargetConfig,
 )
-from pnc_hub.errors import SourceError
+from pnc_hub.errors import InsertionPointError, SourceError
 from pnc_hub.fingerprint import fingerprint
 from pnc_hub.module import CloneModule, Gate, put_tensors, tensors_of
 from pnc_hub.points import INPUT, InsertionPoint
@@ -91,17 +93,10 @@ def package(
     target: nn.Module,
 ) -> Clone:
     """The clone, in memory; its outputs are checked to be the learned module's."""
-    module = learned.module.cpu().eval()
-    trunk = networks.target.skeleton.trunk(learned.target.name)
-    architecture = (getattr(target, "pretrained_cfg", None) or {}).get("architecture")
-    made_for = TargetConfig(
-        target_id, None, architecture, fingerprint(target, trunk), int(networks.target.model.num_classes)
-    )
-    name = f"{architecture or 'target'}-{made_for.fingerprint['float32'][:8]}"
-    adapters = [_entry(name, made_for, InsertionConfig.of(learned.target, trunk))]
+    made, own = _made_for(learned, networks.target, target, target_id)
+    module, adapters = learned.module, [made]
     branch = nn.ModuleDict({"tail": module.tail, "head": module.head})
-    own = nn.ModuleDict({"gate": learned.gate, "adapter": module.adapter})
-    tensors = {files.WEIGHTS: _owned(branch), adapters[0].file: _owned(own)}
+    tensors = {files.WEIGHTS: _owned(branch), made.file: own}
     if learned.universal_gate is not None:
         point = networks.source.skeleton.point(INPUT)
         adapters.append(_entry(UNIVERSAL, None, InsertionConfig.of(point, [])))
@@ -125,8 +120,69 @@ def package(
         probe=ProbeConfig(TOLERANCE, TOLERANCE),
     )
     clone = Clone(config, tensors)
-    tensors[files.PROBE] = _probe(clone, networks, learned)
+    tensors[files.PROBE] = _probe(clone, made, networks.target, module)
+    if learned.universal_gate is not None:
+        tensors[files.PROBE] |= _probe(clone, adapters[1], networks.source, None)
     return clone
+
+
+def extend(
+    clone: Clone, learned: Learned, reader: Reader, target: nn.Module, target_id: str | None, name: str | None = None
+) -> tuple[Clone, AdapterConfig]:
+    """``clone`` with one more adapter, and that adapter's entry; everything else holds the same numbers as before.
+
+    Args:
+        clone: the clone, which stays as it is.
+        learned: an adapter and a gate before the clone's own tail and head.
+        reader: reads the target's features.
+        target: the target.
+        target_id: its Hub id, where it is known.
+        name: of the adapter; by default architecture and fingerprint.
+
+    Raises:
+        ValueError: the name is in use, or it or the id can not be recorded.
+    """
+    config, tensors = copy.deepcopy(clone.config), clone.all_tensors()
+    try:
+        made, own = _made_for(learned, reader, target, target_id, name)
+        before_universal = sum(adapter.target is not None for adapter in config.adapters)
+        config.adapters = [*config.adapters[:before_universal], made, *config.adapters[before_universal:]]
+        config.validate_adapters()
+    except (StrictDataclassError, ValueError) as error:
+        taken = ", ".join(adapter.name for adapter in clone.config.adapters)
+        raise ValueError(
+            f"an artifact can not record an adapter with {name=} and {target_id=}: {' '.join(str(error).split())};"
+            f" the names {taken} are taken"
+        ) from error
+    tensors[made.file] = own
+    extended = Clone(config, tensors)
+    tensors[files.PROBE] |= _probe(extended, made, reader, learned.module)
+    return extended, made
+
+
+def _made_for(
+    learned: Learned, reader: Reader, target: nn.Module, target_id: str | None, name: str | None = None
+) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """The entry of the adapter that was learned for ``target``, and its tensors."""
+    learned.module.cpu().eval()
+    trunk = reader.skeleton.trunk(learned.target.name)
+    cfg = getattr(target, "pretrained_cfg", None) or {}
+    architecture, weights = cfg.get("architecture"), fingerprint(target, trunk)
+    made_for = TargetConfig(target_id, None, architecture, weights, int(reader.model.num_classes))
+    name = name or f"{architecture or 'target'}-{weights['float32'][:8]}"
+    own = nn.ModuleDict({"gate": learned.gate, "adapter": learned.module.adapter})
+    entry = _entry(name, made_for, InsertionConfig.of(learned.target, trunk))
+    entry.metrics = {"macs": macs(learned.module, learned.target), "target_license": _license(cfg.get("license"))}
+    return entry, _owned(own)
+
+
+def _license(named: Any) -> str | None:
+    """The licence that timm records of a target, where it is a name."""
+    try:
+        checks.word(named)
+    except (TypeError, ValueError):
+        return None
+    return named
 
 
 def _entry(name: str, target: TargetConfig | None, insertion: InsertionConfig) -> AdapterConfig:
@@ -134,22 +190,16 @@ def _entry(name: str, target: TargetConfig | None, insertion: InsertionConfig) -
 
 
 @torch.inference_mode()
-def _probe(clone: Clone, networks: Networks, learned: Learned) -> dict[str, Tensor]:
-    """For each adapter an input and what is made of it; the clone built back must answer as the learned module does."""
-    tensors = {}
-    for adapter in clone.config.adapters:
-        reader = networks.target if adapter.target is not None else networks.source
-        size, point = reader.preprocess.input_size, adapter.insertion.module
-        image = probe.pattern(2, size[0])
-        feature = reader(probe.enlarge(image, size).to(networks.device), [point])[1][point].cpu()
-        logits = clone.build(adapter, clone.config.preprocess.value())[0](feature)[0]
-        if adapter.target is not None and not _close(logits, learned.module(feature)[0]):
-            raise SourceError(
-                "the pruned tail can not be rebuilt from its configuration; please report this architecture"
-            )
-        for name, value in (("image", image), ("feature", feature), ("logits", logits)):
-            tensors[f"{adapter.name}/{name}"] = value.clone()
-    return tensors
+def _probe(clone: Clone, adapter: AdapterConfig, reader: Reader, module: CloneModule | None) -> dict[str, Tensor]:
+    """An input and what is made of it; the clone built back must answer as the learned ``module`` does, if one is given."""
+    size, point = reader.preprocess.input_size, adapter.insertion.module
+    image = probe.pattern(2, size[0])
+    feature = reader(probe.enlarge(image, size).to(next(reader.model.parameters()).device), [point])[1][point].cpu()
+    logits = clone.build(adapter, clone.config.preprocess.value())[0](feature)[0]
+    if module is not None and not _close(logits, module(feature)[0]):
+        raise SourceError("the pruned tail can not be rebuilt from its configuration; please report this architecture")
+    found = {"image": image, "feature": feature, "logits": logits}
+    return {f"{adapter.name}/{name}": value.clone() for name, value in found.items()}
 
 
 @torch.no_grad()
@@ -159,7 +209,7 @@ def _check_rebuilt(described: SourceConfig, networks: Networks) -> None:
     body = networks.source.model
     try:
         rebuilt = Source(described.architecture, arguments, networks.source.preprocess.input_size).model
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, InsertionPointError) as error:
         raise SourceError(f"timm can not build {described.architecture!r} with {arguments} ({error})") from error
     own, found = tensors_of(body), tensors_of(rebuilt)
     differing = [name for name in sorted({*own, *found}) if _shape(own.get(name)) != _shape(found.get(name))]

@@ -1,6 +1,7 @@
 """Routes about who is asking, and about repositories as a whole."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from .cards import CardError, read_card
@@ -36,35 +37,70 @@ def agent_harnesses(state: HubState, request: Request) -> Response:
 
 @routes.add("POST", "/api/repos/create")
 def create_repository(state: HubState, request: Request) -> Response:
-    """Create a public model repository."""
+    """Create a model repository."""
     repo_id, namespace, options = _named_repository(state, request)
-    if options.get("private") or options.get("visibility", "public") != "public":
-        raise bad_request("The loopback Hub has public repositories only")
     answer = {"url": f"{state.endpoint}/{repo_id}", "name": repo_id, "id": repo_id}
     user = state.require_user(request)
     if not user.may_write_in(namespace):
         raise forbidden(f"You don't have the rights to create a model under the namespace {namespace!r}")
     if repo_id in state.repositories:
         raise HubError(409, "You already created this model repo", fields=answer)
-    state.repositories[repo_id] = Repository(repo_id, author=user.name)
+    state.repositories[repo_id] = Repository(repo_id, author=user.name, private=_is_private(options))
+    state.moved.pop(repo_id, None)
     return json_response(answer)
 
 
 @routes.add("DELETE", "/api/repos/delete")
 def delete_repository(state: HubState, request: Request) -> Response:
     """Delete a repository with all its commits."""
-    repo_id, namespace, _ = _named_repository(state, request)
-    if repo_id not in state.repositories:
-        raise repository_not_found(anonymous=False)
-    state.require_writer(request, namespace)
+    repo_id, _, _ = _named_repository(state, request)
+    _writable(state, request, repo_id)
     del state.repositories[repo_id]
+    return json_response({})
+
+
+@routes.add("POST", "/api/repos/move")
+def move_repository(state: HubState, request: Request) -> Response:
+    """Give a repository another name; the former one leads to it."""
+    body = request.json()
+    source, destination = body["fromRepo"], body["toRepo"]
+    repository = _writable(state, request, source)
+    state.require_writer(request, destination.split("/")[0])
+    if destination in state.repositories:
+        raise HubError(409, f"{destination} exists already")
+    repository.id = destination
+    state.repositories[destination] = state.repositories.pop(source)
+    state.moved = {former: destination if now == source else now for former, now in state.moved.items()}
+    state.moved[source] = destination
+    state.moved.pop(destination, None)
+    return json_response({})
+
+
+@routes.add("PUT", "/api/models/{repo_id}/settings")
+def change_settings(state: HubState, request: Request, repo_id: str) -> Response:
+    """Change who may read a repository."""
+    repository, _ = state.writable_repository(request, repo_id)
+    settings = request.json()
+    if unknown := set(settings) - {"visibility", "private", "gated"}:
+        raise bad_request(f"The loopback Hub does not know the settings {sorted(unknown)}")
+    if {"visibility", "private"} & set(settings):
+        repository.private = _is_private(settings)
+    repository.gated = settings.get("gated", repository.gated)
+    return json_response({"private": repository.private, "gated": repository.gated})
+
+
+@routes.add("POST", "/api/models/{repo_id}/user-access-request/grant")
+def admit_user(state: HubState, request: Request, repo_id: str) -> Response:
+    """Let a user read the files of a gated repository."""
+    repository, _ = state.writable_repository(request, repo_id)
+    repository.admitted.add(request.json()["user"])
     return json_response({})
 
 
 @routes.add("GET", "/api/models/{repo_id}/auth-check")
 def check_read_access(state: HubState, request: Request, repo_id: str) -> Response:
     """Say whether the user may read a repository."""
-    state.repository(request, repo_id)
+    state.readable_repository(request, repo_id)
     return json_response({})
 
 
@@ -84,6 +120,21 @@ def validate_card(state: HubState, request: Request) -> Response:
         return json_response({"errors": [{"message": str(error)}], "warnings": []}, status=400)
     warnings = [] if card else [{"message": "empty or missing yaml metadata in repo card"}]
     return json_response({"errors": [], "warnings": warnings})
+
+
+def _is_private(options: Mapping[str, Any]) -> bool:
+    """Read the visibility of a repository in the spelling of any client."""
+    return options.get("visibility", "private" if options.get("private") else "public") == "private"
+
+
+def _writable(state: HubState, request: Request, repo_id: str) -> Repository:
+    """Return a repository that the body of a request names and that its user may change."""
+    user = state.require_user(request)
+    repository = state.repositories.get(repo_id)
+    if repository is None or not state.is_visible(repository, user):
+        raise repository_not_found(anonymous=False)
+    state.require_writer(request, repository.namespace)
+    return repository
 
 
 def _named_repository(state: HubState, request: Request) -> tuple[str, str, dict[str, Any]]:

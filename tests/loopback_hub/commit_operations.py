@@ -11,17 +11,18 @@ from .errors import bad_request, entry_not_found
 from .repository import FileEntry
 
 Files = dict[str, FileEntry]
+LargeFile = Callable[[str], FileEntry | None]
 
 
 def apply_operations(
-    files: Mapping[str, FileEntry], operations: Iterable[Mapping[str, Any]], large_files: Mapping[str, bytes]
+    files: Mapping[str, FileEntry], operations: Iterable[Mapping[str, Any]], large_file: LargeFile
 ) -> Files:
     """Return the files of a commit.
 
     Args:
         files: Files of the parent commit.
         operations: `{"key": ..., "value": {"path": ..., ...}}`, applied in order.
-        large_files: Contents that LFS files may refer to, by sha256.
+        large_file: Gives the LFS file with a sha256, `None` where its content was never uploaded.
 
     Raises:
         HubError: 400 for unsafe paths, missing LFS contents, files that are also folders and unreadable model
@@ -34,13 +35,13 @@ def apply_operations(
             raise bad_request(f"Unknown operation {operation.get('key')!r}")
         value = operation["value"]
         _check_path(value["path"].removesuffix("/"))
-        apply(files, value, large_files)
+        apply(files, value, large_file)
     _check_folders(files)
     _check_card(files)
     return files
 
 
-def _add_file(files: Files, value: Mapping[str, Any], large_files: Mapping[str, bytes]) -> None:
+def _add_file(files: Files, value: Mapping[str, Any], large_file: LargeFile) -> None:
     if value.get("encoding") != "base64":
         raise bad_request(f"Unknown encoding {value.get('encoding')!r}")
     try:
@@ -49,22 +50,21 @@ def _add_file(files: Files, value: Mapping[str, Any], large_files: Mapping[str, 
         raise bad_request(f"The content of {value['path']} is not base64") from error
 
 
-def _add_large_file(files: Files, value: Mapping[str, Any], large_files: Mapping[str, bytes]) -> None:
-    sha256 = value["oid"]
-    if sha256 not in large_files:
-        raise bad_request(f"The content of {value['path']} was never uploaded (sha256 {sha256})")
-    size = len(large_files[sha256])
-    if value.get("size", size) != size:
-        raise bad_request(f"{value['path']} has {size} bytes, not {value['size']}")
-    files[value["path"]] = FileEntry.large(sha256, size)
+def _add_large_file(files: Files, value: Mapping[str, Any], large_file: LargeFile) -> None:
+    entry = large_file(value["oid"])
+    if entry is None:
+        raise bad_request(f"The content of {value['path']} was never uploaded (sha256 {value['oid']})")
+    if value.get("size", entry.size) != entry.size:
+        raise bad_request(f"{value['path']} has {entry.size} bytes, not {value['size']}")
+    files[value["path"]] = entry
 
 
-def _delete_file(files: Files, value: Mapping[str, Any], large_files: Mapping[str, bytes]) -> None:
+def _delete_file(files: Files, value: Mapping[str, Any], large_file: LargeFile) -> None:
     if files.pop(value["path"], None) is None:
         raise entry_not_found("A file with this name doesn't exist")
 
 
-def _delete_folder(files: Files, value: Mapping[str, Any], large_files: Mapping[str, bytes]) -> None:
+def _delete_folder(files: Files, value: Mapping[str, Any], large_file: LargeFile) -> None:
     folder = value["path"].removesuffix("/")
     inside = [path for path in files if path.startswith(f"{folder}/")]
     if not inside:
@@ -73,7 +73,7 @@ def _delete_folder(files: Files, value: Mapping[str, Any], large_files: Mapping[
         del files[path]
 
 
-_OPERATIONS: dict[str, Callable[[Files, Mapping[str, Any], Mapping[str, bytes]], None]] = {
+_OPERATIONS: dict[str, Callable[[Files, Mapping[str, Any], LargeFile], None]] = {
     "file": _add_file,
     "lfsFile": _add_large_file,
     "deletedFile": _delete_file,

@@ -52,12 +52,33 @@ def forbidden(message: str) -> HubError:
     return HubError(403, message)
 
 
-def repository_not_found(*, anonymous: bool) -> HubError:
-    """Return the refusal of a missing repository.
+def repository_not_found(*, anonymous: bool, bare: bool = False) -> HubError:
+    """Return the refusal of a repository that is missing, or that the user may not know of.
 
-    The real Hub sends anonymous users a 401 without a code, which the client understands over https only.
+    Args:
+        anonymous: Whether nobody knows who asks.
+        bare: Whether to tell anonymous users nothing, as the real Hub does; the client understands that over https
+            only.
     """
+    if anonymous and bare:
+        return not_authenticated()
     return HubError(401 if anonymous else 404, "Repository not found", code="RepoNotFound")
+
+
+def gated(*, anonymous: bool) -> HubError:
+    """Return the refusal of the files of a gated repository."""
+    message = "Access to this model is restricted. You must have access to it and be authenticated to access it."
+    return HubError(401 if anonymous else 403, message, code="GatedRepo")
+
+
+def disabled() -> HubError:
+    """Return the refusal of everything in a repository that the Hub has taken down."""
+    return HubError(403, "Access to this resource is disabled.")
+
+
+def moved(location: str) -> HubError:
+    """Return the answer for a repository that has another name now."""
+    return HubError(307, f"Temporary Redirect. Redirecting to {location}", headers={"Location": location})
 
 
 def revision_not_found(revision: str) -> HubError:

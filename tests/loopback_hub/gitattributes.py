@@ -1,4 +1,4 @@
-"""Which files are large: the `.gitattributes` of a repository and the Hub's own rules."""
+"""Which files are large, and which are not wanted: git's own files of patterns and the Hub's rules."""
 
 from fnmatch import fnmatch
 
@@ -56,6 +56,14 @@ def is_large(path: str, *, size: int, sample: bytes, gitattributes: str) -> bool
         gitattributes: Content of the repository's `.gitattributes`.
     """
     return size > LARGE_FILE_BYTES or b"\0" in sample or _is_listed(path, gitattributes)
+
+
+def is_ignored(path: str, gitignore: str) -> bool:
+    """Whether a `.gitignore` names a file or one of the folders it is in, by a plain pattern."""
+    parts = path.split("/")
+    above = ["/".join(parts[: end + 1]) for end in range(len(parts))]
+    patterns = [line.strip().strip("/") for line in gitignore.splitlines() if line.strip() and line[0] not in "#!"]
+    return any(fnmatch(subject, pattern) for pattern in patterns for subject in [*parts, *above])
 
 
 def _is_listed(path: str, gitattributes: str) -> bool:

@@ -1,7 +1,7 @@
 """Requests and responses, as the routes see them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from typing import Any
@@ -55,11 +55,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """An HTTP response held in memory."""
+    """An HTTP response.
+
+    Attributes:
+        status: HTTP status; 0 closes the connection without an answer.
+        body: Whole body.
+        headers: Headers; a `Content-Length` among them is sent even if it is not that of the body.
+        cut_after: How much of the body to send before the connection is closed; `None` is all.
+        stream: A body too large for memory, sent in the place of `body`, chunk by chunk.
+    """
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    cut_after: int | None = None
+    stream: Iterable[bytes] = ()
+
+
+HUNG_UP = Response(0)
 
 
 def is_true(values: list[str] | None) -> bool:

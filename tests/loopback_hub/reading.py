@@ -18,9 +18,11 @@ routes = Routes()
 @routes.add("GET", "/api/models/{repo_id}/revision/{revision}")
 def model_info(state: HubState, request: Request, repo_id: str, revision: str = "main") -> Response:
     """Describe a model at a revision."""
-    request.accept_only("blobs", "expand")
+    request.accept_only("blobs", "expand", "securityStatus")
     repository = state.repository(request, repo_id)
     view = model_view(repository, repository.resolve(revision), blobs=is_true(request.query.get("blobs")))
+    if is_true(request.query.get("securityStatus")):
+        view["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
     if "expand" in request.query:
         view = expanded(view, request.query["expand"])
     return json_response(view)
@@ -39,7 +41,7 @@ def tree(state: HubState, request: Request, repo_id: str, revision: str, path: s
     recursive = is_true(request.query.get("recursive"))
     entries = [
         entry
-        for entry_path, entry in tree_view(repository, commit, last_commit=expand).items()
+        for entry_path, entry in tree_view(repository, commit, expand=expand).items()
         if entry_path.startswith(prefix) and (recursive or "/" not in entry_path.removeprefix(prefix))
     ]
     page_size = min(state.page_size, 50) if expand else state.page_size
@@ -51,7 +53,7 @@ def paths_info(state: HubState, request: Request, repo_id: str, revision: str) -
     """Describe those of the given paths that exist."""
     repository = state.repository(request, repo_id)
     form = request.form()
-    view = tree_view(repository, repository.resolve(revision), last_commit=is_true(form.get("expand")))
+    view = tree_view(repository, repository.resolve(revision), expand=is_true(form.get("expand")))
     return json_response([view[path] for path in form.get("paths", []) if path in view])
 
 

@@ -25,6 +25,7 @@ class FileEntry:
         content: Content of a regular file.
         sha256: Name of the content of an LFS file in the large-file store.
         pointer_size: Size of the LFS pointer.
+        xet_hash: Name of the content of an LFS file in the xet store, if it is there.
     """
 
     size: int
@@ -32,6 +33,7 @@ class FileEntry:
     content: bytes = b""
     sha256: str | None = None
     pointer_size: int | None = None
+    xet_hash: str | None = None
 
     @classmethod
     def regular(cls, content: bytes) -> "FileEntry":
@@ -39,10 +41,10 @@ class FileEntry:
         return cls(len(content), _git_blob_id(content), content)
 
     @classmethod
-    def large(cls, sha256: str, size: int) -> "FileEntry":
+    def large(cls, sha256: str, size: int, *, xet_hash: str | None = None) -> "FileEntry":
         """Return a file that git holds an LFS pointer to."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-        return cls(size, _git_blob_id(pointer), sha256=sha256, pointer_size=len(pointer))
+        return cls(size, _git_blob_id(pointer), sha256=sha256, pointer_size=len(pointer), xet_hash=xet_hash)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,22 @@ class Commit:
         return {path: entry for path, entry in self.files.items() if path.startswith(prefix)}
 
 
+@dataclass(frozen=True)
+class PullRequest:
+    """A proposed change; its commits are those of its reference."""
+
+    number: int
+    title: str
+    description: str
+    author: str
+    created_at: datetime
+
+    @property
+    def reference(self) -> str:
+        """Full reference name, `refs/pr/1`."""
+        return f"{PULL_REQUEST}{self.number}"
+
+
 @dataclass
 class Repository:
     """A repository, born with a first commit on `main`.
@@ -73,7 +91,11 @@ class Repository:
         created_at: When it was created.
         references: Commit ids by full reference name (`refs/heads/main`, `refs/tags/v1`, `refs/pr/1`).
         commits: Commits by id.
-        pull_request_authors: Names of users by pull request reference.
+        pull_requests: Pull requests by reference.
+        private: Whether only the members of its namespace know of it.
+        gated: `"auto"` or `"manual"` where only admitted users may read its files, else `False`.
+        admitted: Names of users who may read the files of a gated repository.
+        disabled: Whether the Hub has taken it down.
     """
 
     id: str
@@ -81,7 +103,11 @@ class Repository:
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     references: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
-    pull_request_authors: dict[str, str] = field(default_factory=dict)
+    pull_requests: dict[str, PullRequest] = field(default_factory=dict)
+    private: bool = False
+    gated: str | bool = False
+    admitted: set[str] = field(default_factory=set)
+    disabled: bool = False
 
     def __post_init__(self) -> None:
         files = {".gitattributes": FileEntry.regular(DEFAULT_GITATTRIBUTES.encode())}
@@ -186,12 +212,13 @@ class Repository:
         if self.references.pop(reference, None) is None:
             raise revision_not_found(reference)
 
-    def open_pull_request(self, commit: Commit) -> int:
-        """Open a pull request that consists of `commit`; return its number."""
-        number = len(self.pull_request_authors) + 1
-        self.references[f"{PULL_REQUEST}{number}"] = commit.id
-        self.pull_request_authors[f"{PULL_REQUEST}{number}"] = commit.author
-        return number
+    def open_pull_request(self, commit: Commit, *, title: str, description: str, author: str) -> PullRequest:
+        """Open a pull request that stands at `commit`."""
+        number = len(self.pull_requests) + 1
+        pull_request = PullRequest(number, title, description, author, datetime.now(UTC))
+        self.references[pull_request.reference] = commit.id
+        self.pull_requests[pull_request.reference] = pull_request
+        return pull_request
 
 
 def _git_blob_id(content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from .errors import HubError, entry_not_found
 from .messages import Request, Response
@@ -13,20 +14,33 @@ routes = Routes()
 
 @routes.add("GET", "/{repo_id}/resolve/{revision}/{path}")
 def resolve(state: HubState, request: Request, repo_id: str, revision: str, path: str) -> Response:
-    """Serve a regular file, or point to the CDN for an LFS file."""
-    commit = state.repository(request, repo_id).resolve(revision)
+    """Point to where the content of a file is: on the Hub itself for a regular file, else at the CDN."""
+    commit = state.readable_repository(request, repo_id).resolve(revision)
     if path not in commit.files:
         raise entry_not_found(commit_id=commit.id)
     entry = commit.files[path]
     headers = {"X-Repo-Commit": commit.id}
     if not entry.sha256:
-        return content_response(request, entry.content, etag=entry.blob_id, headers=headers)
+        location = f"/api/resolve-cache/models/{repo_id}/{commit.id}/{quote(path, safe='')}"
+        # The length of this text is not that of the file, and clients must not take it for that.
+        text = f"Temporary Redirect. Redirecting to {location}".encode()
+        return Response(307, text, {**headers, "Location": location, "Content-Type": "text/plain; charset=utf-8"})
     headers |= {
         "X-Linked-Etag": f'"{entry.sha256}"',
         "X-Linked-Size": str(entry.size),
         "Location": f"{state.cdn_endpoint}/lfs/{entry.sha256}",
     }
+    if entry.xet_hash:
+        token_url = f"{state.endpoint}/api/models/{repo_id}/xet-read-token/{commit.id}"
+        headers |= {"X-Xet-Hash": entry.xet_hash, "Link": f'<{token_url}>; rel="xet-auth"'}
     return Response(302, headers=headers)
+
+
+@routes.add("GET", "/api/resolve-cache/models/{repo_id}/{revision}/{path}")
+def serve_regular_file(state: HubState, request: Request, repo_id: str, revision: str, path: str) -> Response:
+    """Serve a regular file of a commit."""
+    entry = state.readable_repository(request, repo_id).resolve(revision).files[path]
+    return content_response(request, entry.content, etag=entry.blob_id, headers={"X-Repo-Commit": revision})
 
 
 def content_response(

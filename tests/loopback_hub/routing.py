@@ -15,6 +15,7 @@ _PLACEHOLDERS = {
     "{repo_id}": r"(?P<repo_id>[^/]+/[^/]+)",
     "{revision}": r"(?P<revision>[^/]+)",
     "{branch}": r"(?P<branch>[^/]+)",
+    "{number}": r"(?P<number>[0-9]+)",
     "{path}": r"(?P<path>.+)",
 }
 

@@ -1,11 +1,14 @@
 """HTTP/1.1 over loopback sockets: bodies in, responses out, every request logged."""
 
 import socket
+import ssl
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -20,13 +23,19 @@ class Listener(ThreadingHTTPServer):
     Args:
         respond: Answers one request; may raise `HubError`.
         traffic: Where requests are logged and faults are planned.
+        certificate: File with a certificate and its key, for https.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, respond: Callable[[Request], Response], traffic: Traffic) -> None:
+    def __init__(self, respond: Callable[[Request], Response], traffic: Traffic, certificate: Path | None) -> None:
         super().__init__(("127.0.0.1", 0), _ConnectionHandler)
+        if certificate:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate)
+            # The first read shakes hands, in the connection's own thread.
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self._respond = respond
         self._traffic = traffic
         self._connections: set[socket.socket] = set()
@@ -55,15 +64,20 @@ class Listener(ThreadingHTTPServer):
                 status=response.status,
                 authenticated="Authorization" in request.headers,
                 range=request.headers["Range"],
-                bytes=0 if request.method == "HEAD" else len(response.body),
+                bytes=0 if request.method == "HEAD" else len(response.body[: response.cut_after]),
             )
         )
         return response
 
     def _answer(self, request: Request) -> Response:
-        fault = self._traffic.take_fault(request.method, request.target)
-        if fault:
-            return error_response(HubError(fault.status, "Planned fault", headers=fault.headers))
+        real_answer = cache(partial(self._real_answer, request))
+        fault = self._traffic.take_fault(request)
+        response = fault.effect(request, real_answer) if fault else None
+        if fault and response is None:
+            self._traffic.give_back(fault)
+        return response or real_answer()
+
+    def _real_answer(self, request: Request) -> Response:
         try:
             return self._respond(request)
         except HubError as error:
@@ -101,13 +115,32 @@ class _ConnectionHandler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         request = Request(self.command, self.path, self.headers, self._read_body())
         response = self.server.answer(request)
+        # An answer that is not what it says must be the last one of its connection.
+        self.close_connection |= response.cut_after is not None or "Content-Length" in response.headers
+        if response.status == 0:
+            self.close_connection = True
+            return
+        self._send_head(response)
+        if request.method == "HEAD":
+            return
+        if response.stream:
+            self._send_chunks(response.stream)
+        else:
+            self.wfile.write(response.body[: response.cut_after])
+
+    def _send_head(self, response: Response) -> None:
         self.send_response(response.status)
-        for name, value in response.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(response.body)))
+        framing = {"Transfer-Encoding": "chunked"} if response.stream else {"Content-Length": len(response.body)}
+        for name, value in {**framing, **response.headers}.items():
+            self.send_header(name, str(value))
+        if self.close_connection:
+            self.send_header("Connection", "close")  # or the client may send its next request into the closing
         self.end_headers()
-        if request.method != "HEAD":
-            self.wfile.write(response.body)
+
+    def _send_chunks(self, pieces: Iterable[bytes]) -> None:
+        for piece in pieces:
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        self.wfile.write(b"0\r\n\r\n")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _serve
 

@@ -2,11 +2,13 @@
 
 import secrets
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 
-from .errors import bad_token, forbidden, not_authenticated, repository_not_found
+from .errors import bad_token, disabled, forbidden, gated, moved, not_authenticated, repository_not_found
 from .messages import Request
-from .repository import Repository
+from .repository import FileEntry, Repository
+from .shards import find_large_file
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,13 @@ class User:
     orgs: tuple[str, ...] = ()
     role: str = "write"
 
+    def belongs_to(self, namespace: str) -> bool:
+        """Whether the user may read the private repositories of a namespace."""
+        return namespace in (self.name, *self.orgs)
+
     def may_write_in(self, namespace: str) -> bool:
         """Whether the user's token may change repositories of a namespace."""
-        return self.role == "write" and namespace in (self.name, *self.orgs)
+        return self.role == "write" and self.belongs_to(namespace)
 
 
 @dataclass
@@ -34,19 +40,27 @@ class HubState:
 
     Attributes:
         page_size: Entries per page of a listing.
+        part_size: LFS files above this size are uploaded in parts of it.
         endpoint: URL of the Hub.
         cdn_endpoint: URL of the large-file store.
         users: Users by token.
+        bare_refusals: Whether anonymous users are not told that a repository is missing.
+        xet_store: Folder of the xet store; `None` is a Hub without one.
         repositories: Repositories by id, in order of creation.
+        moved: New ids of repositories by their former ones.
         large_files: Contents of LFS files by sha256.
         lock: Makes every request to the Hub atomic.
     """
 
     page_size: int
+    part_size: int
+    bare_refusals: bool = False
+    xet_store: Path | None = None
     endpoint: str = ""
     cdn_endpoint: str = ""
     users: dict[str, User] = field(default_factory=dict)
     repositories: dict[str, Repository] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
     large_files: dict[str, bytes] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
@@ -81,11 +95,35 @@ class HubState:
         return user
 
     def repository(self, request: Request, repo_id: str) -> Repository:
-        """Return the repository that a request is about."""
+        """Return the repository that a request is about; requests to former names are sent on."""
         user = self.user_of(request)
-        if repo_id not in self.repositories:
-            raise repository_not_found(anonymous=user is None)
-        return self.repositories[repo_id]
+        repository = self.repositories.get(self.moved.get(repo_id, repo_id))
+        if repository is None or not self.is_visible(repository, user):
+            raise repository_not_found(anonymous=user is None, bare=self.bare_refusals)
+        if repository.id != repo_id:
+            raise moved(request.target.replace(f"/{repo_id}", f"/{repository.id}", 1))
+        if repository.disabled:
+            raise disabled()
+        return repository
+
+    def readable_repository(self, request: Request, repo_id: str) -> Repository:
+        """Return the repository whose files a request wants to read."""
+        repository, user = self.repository(request, repo_id), self.user_of(request)
+        is_admitted = user is not None and (user.name in repository.admitted or user.belongs_to(repository.namespace))
+        if repository.gated and not is_admitted:
+            raise gated(anonymous=user is None)
+        return repository
+
+    def large_file(self, sha256: str) -> FileEntry | None:
+        """Return the LFS file with a sha256, `None` where its content was never uploaded."""
+        in_xet = find_large_file(self.xet_store, sha256) if self.xet_store else None
+        if in_xet or sha256 not in self.large_files:
+            return in_xet
+        return FileEntry.large(sha256, len(self.large_files[sha256]))
+
+    def is_visible(self, repository: Repository, user: User | None) -> bool:
+        """Whether a user (`None` is anybody) may know of a repository."""
+        return not repository.private or (user is not None and user.belongs_to(repository.namespace))
 
     def writable_repository(self, request: Request, repo_id: str) -> tuple[Repository, User]:
         """Return the repository that a request wants to change, and the user, who may change it."""

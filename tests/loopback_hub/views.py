@@ -28,9 +28,9 @@ def model_view(repository: Repository, commit: Commit, *, blobs: bool = False) -
         "sha": commit.id,
         "createdAt": date_view(repository.created_at),
         "lastModified": date_view(repository.resolve("main").date),
-        "private": False,
-        "gated": False,
-        "disabled": False,
+        "private": repository.private,
+        "gated": repository.gated,
+        "disabled": repository.disabled,
         "downloads": 0,
         "likes": 0,
         "tags": tags_of(commit),
@@ -45,20 +45,22 @@ def model_view(repository: Repository, commit: Commit, *, blobs: bool = False) -
     return view
 
 
-def tree_view(repository: Repository, commit: Commit, *, last_commit: bool = False) -> dict[str, View]:
+def tree_view(repository: Repository, commit: Commit, *, expand: bool = False) -> dict[str, View]:
     """Return every file and folder of a commit by path, sorted.
 
     Args:
         repository: The repository.
         commit: One of its commits.
-        last_commit: Whether to tell which commit last changed each entry.
+        expand: Whether to tell which commit last changed each entry, and that nothing is wrong with it.
     """
     folders = {str(folder) for path in commit.files for folder in PurePosixPath(path).parents} - {"."}
     tree = {path: _file_view(path, entry) for path, entry in commit.files.items()}
     tree |= {folder: _folder_view(folder, commit.below(folder)) for folder in folders}
-    if last_commit:
+    if expand:
         for path, view in tree.items():
             changed = repository.last_change(commit, path)
+            if view["type"] == "file":
+                view["securityFileStatus"] = {"status": "safe", "avScan": None, "pickleImportScan": None}
             view["lastCommit"] = {"id": changed.id, "title": changed.title, "date": date_view(changed.date)}
     return dict(sorted(tree.items()))
 
@@ -92,6 +94,8 @@ def _file_view(path: str, entry: FileEntry) -> View:
     view: View = {"type": "file", "oid": entry.blob_id, "size": entry.size, "path": path}
     if entry.sha256:
         view["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
+    if entry.xet_hash:
+        view["xetHash"] = entry.xet_hash
     return view
 
 

@@ -1,0 +1,68 @@
+"""Commands that publish clones and find them."""
+
+from __future__ import annotations
+
+import click
+
+from pnc_hub.cli import common
+
+
+@click.command()
+@click.argument("folder")
+@click.argument("repo_id", metavar="USER/NAME")
+@click.option("--private/--public", default=None, help="Visibility, where the repository is new.")
+@click.option("--revision", help="Branch to commit to.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--message", help="Title of the commit.")
+@common.as_json
+def publish(
+    folder: str,
+    repo_id: str,
+    private: bool | None,
+    revision: str | None,
+    create_pr: bool,
+    message: str | None,
+    as_json: bool,
+) -> None:
+    """Publish the clone in FOLDER as one commit of the Hub repository USER/NAME.
+
+    The repository is created if it is not there. Log in first, with `hf auth login`.
+    """
+    from pnc_hub import Clone
+
+    commit = Clone.from_pretrained(folder).push_to_hub(
+        repo_id, private=private, revision=revision, create_pr=create_pr, commit_message=message
+    )
+    told = {"repo_id": repo_id, "revision": commit.oid, "url": commit.commit_url, "pull_request": commit.pr_url}
+    lines = [f"Published {repo_id}@{commit.oid}", commit.pr_url or commit.commit_url]
+    common.show(lambda: "\n".join(lines), lambda: told, as_json)
+
+
+@click.command()
+@click.argument("classes", nargs=-1, metavar="[CLASS]...")
+@click.option("--target", help="What it is to be attached to: resnet50, or resnet50.a1_in1k.")
+@click.option("--source", help="Hub id of the model that it was cloned from.")
+@click.option("--author", help="User or organisation.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many to list, at most.")
+@common.as_json
+def search(
+    classes: tuple[str, ...], target: str | None, source: str | None, author: str | None, limit: int, as_json: bool
+) -> None:
+    """Find clones on the Hub that add every CLASS."""
+    from dataclasses import asdict
+
+    from pnc_hub.catalogue import search as find
+    from pnc_hub.catalogue import table
+
+    try:
+        found = find(classes=classes, target=target, source=source, author=author, limit=limit)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    common.show(
+        lambda: table(found) if found else "No clone on the Hub meets all of that.",
+        lambda: [asdict(info) for info in found],
+        as_json,
+    )
+
+
+COMMANDS = (publish, search)

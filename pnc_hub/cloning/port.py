@@ -1,0 +1,284 @@
+"""``pnc_hub.port``: the same module for one more target.
+
+A clone that carries the source's first layers is a source: what those make of an image at the cut is what the new target's
+adapter has to reproduce, and what the tail makes of it is the answer to be compared with. Images need no labels; the source
+says what they show. Everything is solved in closed form. Tail and head stay as they are, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from pnc_hub import files, plan
+from pnc_hub.artifact import Clone
+from pnc_hub.cloning import data as images_of
+from pnc_hub.cloning import learn, select, stitch
+from pnc_hub.cloning.batches import Batches, Split
+from pnc_hub.cloning.curve import Place, judge
+from pnc_hub.cloning.evaluate import accuracy, gather, measure
+from pnc_hub.cloning.networks import Lesson, Reader
+from pnc_hub.cloning.package import Learned, extend
+from pnc_hub.config import AdapterConfig
+from pnc_hub.errors import DataError, SourceError, TargetError
+from pnc_hub.figures import curve_metrics
+from pnc_hub.fingerprint import matches
+from pnc_hub.module import CloneModule
+from pnc_hub.points import InsertionPoint
+from pnc_hub.source import Source
+
+# Images that are looked at; of each side so many make the adapter, which nothing refines later.
+MAX_IMAGES, MAX_RIDGE_IMAGES = 10_000, 1000
+PARTS = 4  # an image at least for each part of ``Split``
+
+
+def port(
+    clone: Clone | str | Path,
+    target: nn.Module | str,
+    images: Any,
+    *,
+    target_data: Any = None,
+    insertion: str | None = None,
+    locality_budget: float | None = None,
+    name: str | None = None,
+    target_id: str | None = None,
+    held_out: float = 0.1,
+    batch_size: int = 64,
+    workers: int = 0,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> Clone:
+    """Fit an adapter and a gate that attach ``clone`` to one more target, inside it. Neither is changed.
+
+    Args:
+        clone: a clone with the source's first layers (``pnc_hub.clone(..., universal=True)``), or the id or folder of one.
+        target: timm model that shall receive it, or the name of a pretrained one.
+        images: what the target will be shown, cloned classes among it, in the forms that ``pnc_hub.clone`` takes for
+            ``data``. Labels are not read: the source, through its own first layers, says which images show a cloned class.
+        target_data: images of the target's classes, as for ``pnc_hub.clone``; the gate is then learned and calibrated on
+            these, else on those of ``images`` that the source does not take for its own.
+        insertion: read the target here; by default the best place is searched for.
+        locality_budget: largest share of the images like those in ``target_data`` that may be diverted to the clone.
+        name: of the adapter in the artifact; by default the target's architecture and fingerprint.
+        target_id: Hub id of the target's weights, for the record (known where ``target`` is a name).
+        held_out: share of the images that is kept back three times: to choose, to calibrate and to report.
+        batch_size: images at a time, of all processes together.
+        workers: processes that load images.
+        seed: makes the split reproducible; the caller's random state is not touched.
+        device: ``"cpu"`` to stay off an accelerator.
+        progress: show a progress bar.
+
+    Returns:
+        A clone with one more adapter; it can be saved and published in place of the old one. ``report.ported`` says how it
+        does on held-out images beside the source itself.
+
+    Raises:
+        SourceError: the clone does not have the source's first layers.
+        TargetError: the clone has an adapter for this model already, or it is none that can take one.
+        DataError: none of the images shows a cloned class, or there are too few.
+        InsertionPointError: no such insertion point, or none that fits the cut.
+        ValueError: an option is out of range.
+
+    Example:
+        >>> import pnc_hub
+        >>> ported = pnc_hub.port("user/clone-birds", "vit_small_patch16_224", "photos/")  # doctest: +SKIP
+        >>> ported.push_to_hub("user/clone-birds")  # doctest: +SKIP
+    """
+    started = time.perf_counter()
+    if not (locality_budget is None or 0 < locality_budget < 1) or not 0 < held_out < 0.33:
+        raise ValueError(
+            f"locality_budget is in (0, 1), held_out above 0 and below 0.33; {locality_budget=} {held_out=}"
+        )
+    if batch_size < 1 or workers < 0 or seed < 0:
+        raise ValueError(f"batch_size is at least 1, workers and seed at least 0; {batch_size=} {workers=} {seed=}")
+    clone = clone if isinstance(clone, Clone) else Clone.from_pretrained(clone)
+    target, target_id, _ = learn._model(target, target_id, None)
+    target = plan.unwrapped(target)
+    plan.check_target(target)
+    _check_new(clone, target)
+    accelerator = Accelerator(cpu=device == "cpu", dataloader_config=DataLoaderConfiguration(even_batches=False))
+    with (
+        torch.random.fork_rng(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        tqdm(desc="port", total=4, disable=not (progress and accelerator.is_main_process), leave=False) as bar,
+    ):
+        torch.manual_seed(seed)
+        recalled = Recalled(clone, target, accelerator.device)
+        shown = images_of.Images(images_of.open_dataset(images, seed), recalled.target.preprocess, None)
+        _draw(shown, seed)
+        loader = accelerator.prepare(DataLoader(shown, batch_size, num_workers=workers))
+        cloned, others, covered = _sorted(recalled, shown, loader, clone.labels, target_data is None)
+        bar.update()
+        if target_data is not None:
+            opened = images_of.open_dataset(target_data, seed)
+            relabel = images_of.relabel_target(target, opened, clone.labels)
+            others = images_of.Images(opened, recalled.target.preprocess, relabel)
+            covered = learn._covered(others, target)
+        splits = [None if side is None else Split.of(side, seed, held_out) for side in (cloned, others)]
+        learn._check_budget(locality_budget, splits[1] if target_data is not None else None)
+        batches = Batches(*splits, accelerator, batch_size, workers, seed, covered)
+        learned, places = _fitted(recalled, batches, insertion, locality_budget, bar)
+        result, adapter = extend(clone, learned, recalled.target, target, target_id, name)
+        result.curve = tuple(place.row() for place in places)
+        adapter.metrics = {
+            **adapter.metrics,
+            **_measured(result, adapter, learned, recalled, batches),
+            **curve_metrics(result.curve),
+            "seconds": round(time.perf_counter() - started, 2),
+        }
+        bar.update()
+    return broadcast_object_list([result])[0]
+
+
+class Recalled:
+    """The source as far as a clone holds it, beside a new target: what the steps of learning ask of ``Networks``."""
+
+    def __init__(self, clone: Clone, target: nn.Module, device: torch.device) -> None:
+        """A frozen copy of the target, and the clone's own module behind the source's first layers, on ``device``."""
+        config = clone.config
+        self.device, self.target = device, Reader(target, device)
+        universal = next(adapter for adapter in config.adapters if adapter.target is None)
+        module, gate = clone.build(universal, self.target.preprocess)
+        self.module, self.gate = module.to(device), gate.to(device)
+        named = config.source
+        size = config.preprocess.value().input_size
+        source = Source.of(named.architecture, tuple(sorted(named.arguments().items())), size)
+        self.cut = source.point(config.cut.module)
+        self.odds = (source.num_classes - len(clone.labels)) / len(clone.labels)
+
+    def teach(self, images: Tensor, cuts: Iterable[str] = ()) -> Lesson:
+        """What the source says of the target's ``images`` [B, C, H, W]."""
+        feature = self.module.adapter(images)
+        # the tail may work in place
+        cloned, rejected, penultimate = self.module.answer(self.module.tail(feature.clone()))
+        return Lesson(cloned, rejected, penultimate, dict.fromkeys(cuts, feature))
+
+    def cuts(self) -> dict[str, InsertionPoint]:
+        """The one place where the source is cut."""
+        return {self.cut.name: self.cut}
+
+    def points(self) -> dict[str, InsertionPoint]:
+        """Places where the target can be read."""
+        return self.target.skeleton.points
+
+
+def _check_new(clone: Clone, target: nn.Module) -> None:
+    """Raise unless the clone holds the source's first layers and has no adapter for ``target`` yet."""
+    adapters = clone.config.adapters
+    if all(adapter.target is not None for adapter in adapters):
+        raise SourceError(
+            f"{clone!r} does not hold the source's first layers ({files.PREFIX}), and those are what an adapter for another"
+            " target is fitted to. Learn it again with pnc_hub.clone(..., universal=True), or ask its publisher to"
+        )
+    names = {name for name, _ in target.named_modules()}
+    for adapter in adapters:
+        at = adapter.insertion
+        if adapter.target is not None and at.module in names and matches(target, at.trunk, adapter.target.fingerprint):
+            raise TargetError(
+                f"{clone!r} has an adapter for this {type(target).__name__} already, {adapter.name!r}, which reads it at"
+                f" {at.module}: attach it as it is. For another one, port the clone as it was without that adapter"
+            )
+
+
+def _draw(shown: images_of.Images, seed: int) -> None:
+    """Keep at most ``MAX_IMAGES``."""
+    order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))[:MAX_IMAGES]
+    _keep(shown, order.sort().values.tolist(), [images_of.UNLABELLED] * len(order))
+
+
+def _keep(images: images_of.Images, positions: list[int], labels: list[int]) -> images_of.Images:
+    images.indices, images.labels = [images.indices[position] for position in positions], labels
+    return images
+
+
+def _sorted(
+    recalled: Recalled, shown: images_of.Images, loader: Iterable, labels: tuple[str, ...], alone: bool
+) -> tuple[images_of.Images, images_of.Images | None, bool]:
+    """Images that the source takes for cloned classes, labelled as it does, and the others.
+
+    Returns:
+        The two sides, and whether the target sees most of its classes in the second.
+    """
+
+    def read(images: Tensor) -> tuple[Tensor, ...]:
+        logits, lesson = recalled.target(images)[0], recalled.teach(images)
+        log_odds = recalled.gate(logits, lesson.cloned, lesson.rejected, lesson.penultimate)
+        return log_odds > 0, lesson.cloned.argmax(1), logits.argmax(1)
+
+    taken, answers, seen, _ = gather(read, loader)
+    few = answers[taken].bincount(minlength=len(labels)) < PARTS
+    missing = ", ".join(label for label, is_missing in zip(labels, few.tolist(), strict=True) if is_missing)
+    if few.all():
+        raise DataError(
+            f"the source takes {int(taken.sum())} of {len(shown)} images for a cloned class ({', '.join(labels)}), and"
+            f" {PARTS} of at least one of them are needed; give images that show them"
+        )
+    if missing:
+        warnings.warn(
+            f"there are fewer than {PARTS} images of {missing}: they are left out of fit and report", stacklevel=3
+        )
+    usable = (taken & ~few[answers]).nonzero().flatten().tolist()
+    rest = (~taken).nonzero().flatten().tolist()
+    cloned = _keep(copy.copy(shown), usable, answers[usable].tolist())
+    if len(rest) < learn.FEW:
+        if alone:
+            warnings.warn(
+                "the source takes nearly all images for cloned classes, so nothing can be said of what the gate does to others:"
+                " give images of the target's classes as target_data, or among images",
+                stacklevel=3,
+            )
+        return cloned, None, False
+    others = _keep(copy.copy(shown), rest, [images_of.UNLABELLED] * len(rest))
+    return cloned, others, 2 * len(seen[rest].unique()) >= int(recalled.target.model.num_classes)
+
+
+def _fitted(
+    recalled: Recalled, batches: Batches, insertion: str | None, budget: float | None, bar: tqdm
+) -> tuple[Learned, list[Place]]:
+    """The best adapter before the clone's own tail and head, with its gate; and the places there were to choose from."""
+    pairs = select._pairs(recalled, (insertion, recalled.cut.name))
+    fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES) for part in ("fit", "choose"))
+    candidates = stitch.search(recalled, batches.accelerator, fit, held_out, pairs, batches.seed)
+    bar.update()
+    tail, head = recalled.module.tail, recalled.module.head
+    places = judge(recalled, batches, [(one, CloneModule(one.adapter, tail, head)) for one in candidates])
+    bar.update()
+    module = CloneModule(places[0].candidate.adapter, tail, head)
+    return select._with_gate(select.Trial(places[0], module), recalled, batches, budget, universal=False), places
+
+
+def _measured(
+    result: Clone, adapter: AdapterConfig, learned: Learned, recalled: Recalled, batches: Batches
+) -> dict[str, Any]:
+    """How the target answers with the new adapter, on the part that no choice was made on; the source's word is the truth."""
+    old = batches.loader([batches.target.report], most=learn.MAX_REPORT_IMAGES) if batches.target else None
+    cloned = batches.loader([batches.cloned.report], most=learn.MAX_REPORT_IMAGES)
+    found = measure(recalled.target.model, result, cloned, old)
+    module, point = learned.module.to(recalled.device), learned.target.name
+    logits, answers = gather(lambda images: (module(recalled.target.feature(images, point))[0],), cloned)
+    return {
+        "agreement": found["tar"],
+        "agreement_among_cloned": accuracy(logits, answers),
+        **{name: found[name] for name in ("target_alone", "ori", "diverted", "auroc", "kl", "restored")},
+        "insertion": point,
+        "cut": learned.source.name,
+        "match": learned.match,
+        "kept_parameters": learned.parameters(),
+        "bytes": result.nbytes(files.WEIGHTS, adapter.file),
+        "adapter_bytes": result.nbytes(adapter.file),
+        "regime": "ported",
+        "images": batches.used,
+    }
