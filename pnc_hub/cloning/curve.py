@@ -116,7 +116,7 @@ def _ranked(places: list[Place], images: int) -> list[Place]:
         places: in any order.
         images: how many of each side they were judged on.
     """
-    places = sorted(places, key=lambda place: place.score, reverse=True)
+    places = sorted(places, key=lambda place: (*place.score, -place.macs), reverse=True)
     best = places[0].score[0]
     error = math.sqrt(best * (1 - best) / images / (1 if places[0].avg_u is None else 2))
     alike = [place for place in places if place.score[0] >= best - error]
