@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 import pnc_hub
 
+KEPT_OF_REPORT = ("insertion", "cut", "auroc_stitched", "auroc_pruned")
 # Kept back three times: of a thousand photos enough to choose by and to calibrate one in a hundred.
 HELD_OUT, FEW_HELD_OUT, MANY = 0.15, 0.05, 2000
 # name, regimes, arguments of pnc_hub.clone
@@ -78,10 +79,7 @@ def clone(task: Task, **options: Any) -> Result:
         bytes=report["bytes"],
         images=report["images"],
         seconds=taken,
-        extra={
-            "insertion": report["insertion"],
-            "cut": report["cut"],
-        },
+        extra={name: report[name] for name in KEPT_OF_REPORT if name in report.metrics},
     )
 
 

@@ -434,7 +434,9 @@ class TestTasks:
         assert joint.shape == (4, 5)
         assert torch.equal(joint[:, :3], before)
         assert torch.equal(task.target(images), before)
-        assert result.extra == {"insertion": "layer1.1", "cut": "layer2.0"}
+        assert (result.extra["insertion"], result.extra["cut"]) == ("layer1.1", "layer2.0")
+        assert 0.5 < result.extra["auroc_stitched"] <= 1
+        assert 0.5 < result.extra["auroc_pruned"] <= 1
         assert result.macs > 0
         assert 0 < result.params < 174_933
 

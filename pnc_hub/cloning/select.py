@@ -49,8 +49,14 @@ class Trial:
     """One place on its way: its module, and how it does on held-out images so far."""
 
     def __init__(self, place: Place, module: CloneModule) -> None:
-        """``module`` is pruned and stitched, not yet refined."""
+        """``module`` is pruned and stitched, not yet refined; ``place`` is of the whole tail, ``pruned`` of this one."""
         self.place, self.module, self.score = place, module, float("-inf")
+        self.pruned: Place | None = None
+
+    def stages(self) -> dict[str, float]:
+        """AUROC of the gate on the way here, where there are images of others."""
+        places = {"auroc_stitched": self.place, "auroc_pruned": self.pruned}
+        return {name: place.auroc for name, place in places.items() if place and place.auroc is not None}
 
 
 def best_clone(
@@ -83,9 +89,11 @@ def best_clone(
     reject = _reject_rows(networks, batches)
     places = insertion_curve(networks, batches, candidates, reject)
     trials = _trials(networks, batches, places, reject, size)
-    pruned = judge(networks, batches, [(trial.place.candidate, trial.module) for trial in trials])
-    order = [id(place.candidate) for place in pruned]
-    trials.sort(key=lambda trial: order.index(id(trial.place.candidate)))
+    by_candidate = {id(trial.place.candidate): trial for trial in trials}
+    trials = []
+    for place in judge(networks, batches, [(one.place.candidate, one.module) for one in by_candidate.values()]):
+        trials.append(by_candidate[id(place.candidate)])
+        trials[-1].pruned = place
     steps = max(1, len(batches.mixed("fit", shuffle=True)))
     rounds = [(most, min(recipe.epochs, max(share * recipe.epochs, least / steps))) for most, share, least in ROUNDS]
     bar.total = sum(min(most, len(trials)) * round(epochs * steps) for most, epochs in rounds)
@@ -227,6 +235,7 @@ def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float
         candidate.target,
         candidate.source,
         trial.place.match,
+        trial.stages(),
     )
 
 
