@@ -81,10 +81,7 @@ def fit(
     if target is None and universal:
         return _from_cloned_alone(cloned)
     if target is None or not (covered or universal):
-        fixed = [side_by_side(cloned.features.shape[1])]
-        if target is not None and odds:
-            fixed.append(doubly_judged(cloned.features.shape[1], odds))
-        return max(fixed, key=lambda gate: auroc(cloned.margin(gate), target.margin(gate))) if fixed[1:] else fixed[0]
+        return _fixed(cloned, target, odds)
     x = torch.cat([_inputs(cloned, columns), _inputs(target, columns)]).numpy()
     y = np.r_[np.ones(len(cloned)), np.zeros(len(target))]
     x_held = torch.cat([_inputs(part, columns) for part in held_out]).numpy()
@@ -184,6 +181,15 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
 
     scores = torch.cat([positive, negative]).double().numpy()
     return float(roc_auc_score(np.r_[np.ones(len(positive)), np.zeros(len(negative))], scores))
+
+
+def _fixed(cloned: Evidence, target: Evidence | None, odds: float) -> Gate:
+    """A gate without learned weights."""
+    alone = side_by_side(cloned.features.shape[1])
+    if target is None or not odds:
+        return alone
+    gates = (alone, doubly_judged(cloned.features.shape[1], odds))
+    return max(gates, key=lambda gate: auroc(cloned.margin(gate), target.margin(gate)))
 
 
 def _inputs(evidence: Evidence, columns: list[int]) -> Tensor:
