@@ -33,7 +33,7 @@ LOCAL_PIXELS = 1 << 23
 ROUNDS: tuple[tuple[int, float, int], ...] = ((8, 0.04, 40), (3, 0.08, 80), (1, 1.0, 0))
 
 
-# A tail of up to so many times what it may have loses next to nothing.
+# Of a tail of up to so many times what it may have, little is removed.
 WHOLE = 1.1
 
 
@@ -95,13 +95,29 @@ def best_clone(
         trials.append(by_candidate[id(place.candidate)])
         trials[-1].pruned = place
     steps = max(1, len(batches.mixed("fit", shuffle=True)))
-    rounds = [(most, min(recipe.epochs, max(share * recipe.epochs, least / steps))) for most, share, least in ROUNDS]
+    rounds = _rounds(len(trials), recipe.epochs, steps)
     bar.total = sum(min(most, len(trials)) * round(epochs * steps) for most, epochs in rounds)
-    for most, epochs in rounds if recipe.epochs else ():
+    for most, epochs in rounds:
         trials = sorted(trials, key=lambda trial: -trial.score)[:most]  # the first time in the order they have
         for trial in trials:
             _refine(trial, networks, batches, replace(recipe, epochs=epochs), bar)
     return _with_gate(trials[0], networks, batches, locality_budget, recipe.universal), places
+
+
+def _rounds(trials: int, epochs: float, steps: int) -> list[tuple[int, float]]:
+    """(places that are refined, passes) for each of ``ROUNDS`` that leaves fewer places than come to it, and the last.
+
+    Args:
+        trials: places to begin with.
+        epochs: passes of the whole refinement.
+        steps: steps in a pass.
+    """
+    rounds = []
+    for (most, share, least), (left, *_) in zip(ROUNDS, [*ROUNDS[1:], (0,)], strict=True):
+        if trials > left and epochs:
+            rounds.append((most, min(epochs, max(share * epochs, least / steps))))
+            trials = min(trials, most)
+    return rounds
 
 
 def _pairs(networks: Networks, fixed: tuple[str | None, str | None]) -> list[tuple[InsertionPoint, InsertionPoint]]:
@@ -139,11 +155,13 @@ def _trials(
     refusal = "every adapter alone is larger; allow more with keep="
     for place in places:
         target, source = place.candidate.target, place.candidate.source
-        kinds: set[tuple] = {(target.grid, False), (target.grid, source.grid == target.grid)}
+        kinds: set[tuple] = set()
+        if len(trials) < ROUNDS[0][0]:
+            kinds = {(target.grid, False), (target.grid, source.grid == target.grid)}
         if place.parameters <= WHOLE * size.parameters and place.macs <= size.macs:
             kinds.add(("whole",))
         kinds -= seen
-        if not kinds or len(trials) == ROUNDS[0][0]:
+        if not kinds:
             continue
         try:
             trials.append(Trial(place, _pruned(networks, batches, place.candidate, reject, size)))
