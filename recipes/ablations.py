@@ -17,6 +17,7 @@ import criteria
 import ours
 import torch
 from task import REGIMES, Result, Task
+from torch import Tensor
 
 from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning import localize, select, stitch
