@@ -19,8 +19,9 @@ class Report:
         metrics: with the target that the clone was made for: name -> value; accuracies and rates are fractions between 0 and
             1, None where there were no images to measure on. Keys: ``ori`` (target classes), ``tar`` (cloned classes),
             ``avg`` (both, weighted by their numbers of classes), ``avg_u`` (their mean), ``diverted`` (other images whose
-            prediction left the target), ``auroc`` (gate), ``kl`` (locality, nats), ``target_alone``, ``source_alone``
-            (among the cloned classes), ``source_alone_among_all``, ``kept_parameters``, ``source_parameters``, ``bytes``,
+            prediction left the target), ``auroc`` (gate; ``auroc_stitched`` and ``auroc_pruned`` are those before refinement,
+            on a few hundred of the images that the place was chosen by), ``kl`` (locality, nats), ``target_alone``,
+            ``source_alone`` (among the cloned classes), ``source_alone_among_all``, ``kept_parameters``, ``source_parameters``, ``bytes``,
             ``prefix_bytes``, ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed form, before pruning),
             ``regime``, ``images``, ``restored``, ``macs``, ``curve.<insertion point>`` (best accuracy in closed form there),
             ``target_license`` and ``datasets`` (as the publisher names them).

@@ -1,6 +1,7 @@
-"""What each part of the default is worth: the clone without it, everything else alike.
+"""What each part of the default is worth: the clone without it.
 
-A part is exchanged in the package for the time of one clone, so that the product carries no switches for experiments.
+A part is exchanged in the package for the time of one clone, so that the product carries no switches for experiments. The
+search goes on with what is left and may end at another place, which the row names.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import criteria
 import ours
 import torch
 from task import REGIMES, Result, Task
+from torch import Tensor
 
 from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning import localize, select, stitch
@@ -41,12 +43,12 @@ def no_offset() -> AbstractContextManager:
 
 
 def no_reject() -> AbstractContextManager:
-    """A gate that does not see the reject logit."""
-    return _blind("reject")
+    """A gate that does not see the reject logit, learned or not."""
+    return _blind("reject", odds=0.0)
 
 
 def no_features() -> AbstractContextManager:
-    """A gate on the five scalars alone."""
+    """A learned gate on the five scalars alone."""
     return _blind("features")
 
 
@@ -77,11 +79,17 @@ def no_repair() -> AbstractContextManager:
 
 def no_neighbours() -> AbstractContextManager:
     """The local set is the images themselves."""
-    return patch.object(select.localize, "neighbours", lambda images, _: (images, torch.ones(len(images)).to(images)))
+    whole = select._local_set
+
+    def local_set(*arguments: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        with patch.object(select.localize, "neighbours", lambda images, _: (images, images.new_zeros(len(images)))):
+            yield from (batch for batch in whole(*arguments) if batch[2].any())
+
+    return patch.object(select, "_local_set", local_set)
 
 
 def no_trials() -> AbstractContextManager:
-    """The first place of the insertion curve is taken at its word."""
+    """The place that does best pruned and stitched is refined, without what the rounds of trials would have taught it."""
     return patch.object(select, "ROUNDS", ((1, 1.0, 0),))
 
 
@@ -96,13 +104,13 @@ def anchored() -> AbstractContextManager:
     return patch("pnc_hub.cloning.learn.best_clone", best_clone)
 
 
-def no_shifts() -> AbstractContextManager:
+def no_augmentation() -> AbstractContextManager:
     """Refinement on the images as they are."""
     return patch("pnc_hub.cloning.refine.augmented", lambda images, *_: images)
 
 
 def last_place(task: Task) -> dict[str, str]:
-    """The target's last map and the source's cut of that depth: hardly anything is added."""
+    """The last map of the target and the last cut of the source: hardly anything is added."""
     return _place(task, -1)
 
 
@@ -120,15 +128,18 @@ def _place(task: Task, number: int | None) -> dict[str, str]:
     return {"insertion": pairs[number][0].name, "cut": pairs[number][1].name}
 
 
-def _blind(column: str) -> AbstractContextManager:
-    """Gates are fitted as if ``column`` of the evidence were always 0, which leaves its weight 0."""
+def _blind(column: str, **options: Any) -> AbstractContextManager:
+    """Gates are fitted with ``options``, and as if ``column`` of the evidence were always 0, so that its weight stays 0."""
     closed = gates.fit
 
     def hidden(part: Evidence | None) -> Evidence | None:
         return part and replace(part, **{column: torch.zeros_like(getattr(part, column))})
 
-    def fit(cloned: Evidence, target: Evidence | None, held_out: tuple, *rest: Any) -> Gate:
-        return closed(hidden(cloned), hidden(target), tuple(map(hidden, held_out)), *rest)
+    def fit(
+        cloned: Evidence, target: Evidence | None, held_out: tuple, universal: bool, covered: bool, odds: float
+    ) -> Gate:
+        given = {"odds": odds, **options}
+        return closed(hidden(cloned), hidden(target), tuple(map(hidden, held_out)), universal, covered, **given)
 
     return patch.object(select.gates, "fit", fit)
 
@@ -167,14 +178,20 @@ TRAINED: dict[str, dict[str, Any]] = {
     "random_adapter": {"without": random_adapter},
     "random_units": {"without": random_units},
     "no_trials": {"without": no_trials},
-    "no_shifts": {"without": no_shifts},
+    "no_augmentation": {"without": no_augmentation},
     "anchored": {"without": anchored},
     "frozen_tail": {"tune": False},
     "one_pass": {"epochs": 1},
     "unpruned": {"keep": 1.0},
     "small": {"keep": 0.15},
 }
+# without images of the target no gate is learned and no offset chosen: the default has none of these parts there
+WITH_TARGET = {"no_gate", "no_offset", "no_reject", "no_features", "anchored"}
 METHODS = {
-    **{f"closed_{name}": (partial(_ablated, epochs=0, **options), REGIMES) for name, options in CLOSED.items()},
-    **{f"clone_{name}": (partial(_ablated, **options), REGIMES) for name, options in TRAINED.items()},
+    f"{kind}_{name}": (
+        partial(_ablated, **fixed, **options),
+        tuple(regime for regime in REGIMES if name not in WITH_TARGET or regime in ("R3", "R4")),
+    )
+    for kind, parts, fixed in (("closed", CLOSED, {"epochs": 0}), ("clone", TRAINED, {}))
+    for name, options in parts.items()
 }

@@ -64,6 +64,7 @@ def make(arguments: Namespace, seed: int, regime: str) -> Task:
         epochs=20,
         source_args=demo.SOURCE_ARGS,
         device=arguments.device,
+        held_out=0.1,
     )
 
 

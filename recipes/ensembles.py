@@ -82,7 +82,7 @@ def ensemble_gate(task: Task) -> Result:
     Which of the two, held-out images decide, as for a clone.
     """
     study = Study(task)
-    gate = study.fit_gate(study.read)
+    gate = study.fit_gate(study.read, study.networks.odds)
     return _result(study, lambda said: gated(gate, said), gate)
 
 

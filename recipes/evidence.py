@@ -70,8 +70,10 @@ class Study:
         rejected = torch.where(lesson.rejected.isinf(), 0.0, lesson.rejected)
         return self.networks.target(images)[0], lesson.cloned, rejected, lesson.penultimate
 
-    def fit_gate(self, read: Callable[[Tensor], tuple[Tensor, ...]]) -> Gate:
+    def fit_gate(self, read: Callable[[Tensor], tuple[Tensor, ...]], odds: float = 0.0) -> Gate:
         """The gate of a clone on what ``read`` says; without images of most of the target's classes, both side by side.
+
+        ``odds`` as in ``gates.fit``, where ``read`` gives the source's own reject logit.
 
         Chosen on C10, seed 1992: letting through what looks like the cloned classes is much worse.
         """
@@ -82,7 +84,7 @@ class Study:
         # as `clone` decides it
         shown = set(self.task.old.targets)
         covered = self.labelled and 2 * len(shown) >= self.known
-        gate = gates.fit(cloned[0], others[0], (cloned[1], others[1]), False, covered, self.networks.odds)
+        gate = gates.fit(cloned[0], others[0], (cloned[1], others[1]), False, covered, odds)
         gate.offset.fill_(gates.best_offset(gate, cloned[1], others[1], None, covered))
         return gate.to(self.device)
 

@@ -12,8 +12,7 @@ from torch.utils.data import Dataset
 
 import pnc_hub
 
-# Kept back three times: of a thousand photos enough to choose by and to calibrate one in a hundred.
-HELD_OUT, FEW_HELD_OUT, MANY = 0.15, 0.05, 2000
+KEPT_OF_REPORT = ("insertion", "cut", "auroc_stitched", "auroc_pruned")
 # name, regimes, arguments of pnc_hub.clone
 VARIANTS: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
     ("clone", REGIMES, {}),
@@ -54,7 +53,7 @@ def clone(task: Task, **options: Any) -> Result:
         target_data=task.old if task.regime in ("R3", "R4") else None,
         source_args=task.source_args,
         universal=False,
-        held_out=FEW_HELD_OUT if len(task.new) > MANY else HELD_OUT,
+        held_out=task.held_out,
         flip=task.new[0][0].shape[0] > 1,  # digits are grey, and no digit is its mirror image
         progress=False,
         seed=task.seed,
@@ -78,10 +77,7 @@ def clone(task: Task, **options: Any) -> Result:
         bytes=report["bytes"],
         images=report["images"],
         seconds=taken,
-        extra={
-            "insertion": report["insertion"],
-            "cut": report["cut"],
-        },
+        extra={name: report[name] for name in KEPT_OF_REPORT if name in report.metrics},
     )
 
 

@@ -33,9 +33,19 @@ SEEDS = (1993, 1994, 1995)
 PIXELS = 500 * 32 * 32  # of a batch: large photos in large batches take gigabytes
 METHOD_FILES = ("ours", "baselines", "ablations")  # also the names of groups
 Method = Callable[[Task], Result]
-# columns of the table, in percent and as they are
-PERCENT = ("ori", "tar", "avg_u", "avg_w", "diverted", "agreement", "fpr95", "kept")
-NUMBERS = {"auroc": ".4f", "kl": ".4f", **dict.fromkeys(("params", "macs", "bytes", "images", "seconds"), ",.0f")}
+# columns of the table: title -> (name in a row, factor, format)
+COLUMNS = {
+    "Ori": ("ori", 100, ".1f"),
+    "Tar": ("tar", 100, ".1f"),
+    "Avg_u": ("avg_u", 100, ".1f"),
+    "AUROC": ("auroc", 1, ".4f"),
+    "diverted %": ("diverted", 100, ".1f"),
+    "KL": ("kl", 1, ".2f"),
+    "parameters": ("params", 1, ",.0f"),
+    "kept %": ("kept", 100, ".0f"),
+    "MACs": ("macs", 1, ",.0f"),
+    "s": ("seconds", 1, ",.0f"),
+}
 
 
 @dataclass(frozen=True)
@@ -249,30 +259,29 @@ def macs(predict: Callable[[Tensor], Tensor], image: Tensor) -> int:
 
 def table(rows: Sequence[dict]) -> str:
     """Means over seeds as a Markdown table, a line for each regime and method."""
-    columns = [*PERCENT, *NUMBERS]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
-        groups.setdefault((row["benchmark"], row["regime"], row["method"]), []).append(row)
-    names = ["benchmark", "regime", "method", "seeds", *columns]
+        groups.setdefault((row["regime"], row["method"]), []).append(row)
+    names = ["regime", "method", "seeds", *COLUMNS]
     lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
     for group, own in groups.items():
-        cells = [_cell(name, statistics.fmean(row[name] for row in own)) for name in columns]
-        lines.append(f"| {' | '.join([*group, str(len(own)), *cells])} |")
+        cells = [_cell(statistics.fmean(row[name] for row in own), *shown) for name, *shown in COLUMNS.values()]
+        lines.append(f"| {' | '.join([*group, ' '.join(str(row['seed']) for row in own), *cells])} |")
     alone = {(row["seed"], row["target_alone"], row["source_alone"]) for row in rows}
     if alone:
         target, source = (100 * statistics.fmean(entry[place] for entry in alone) for place in (1, 2))
-        lines.append(f"\nTarget alone {target:.1f} %, source alone among the cloned classes {source:.1f} %.")
+        name = rows[0]["benchmark"]
+        lines.append(f"\n{name}: target alone {target:.1f} %, source alone among the cloned classes {source:.1f} %.")
     return "\n".join(lines)
 
 
 def _line(row: dict) -> str:
-    shown = ("ori", "tar", "avg_u", "auroc", "kept", "seconds")
-    parts = (f"{name} {_cell(name, row[name])}" for name in shown)
+    parts = (f"{title} {_cell(row[name], *shown)}" for title, (name, *shown) in COLUMNS.items())
     return f"{row['benchmark']} {row['seed']} {row['regime']} {row['method']}: {', '.join(parts)}"
 
 
-def _cell(name: str, value: float) -> str:
-    return f"{100 * value:.1f}" if name in PERCENT else f"{value:{NUMBERS[name]}}"
+def _cell(value: float, factor: float, form: str) -> str:
+    return f"{factor * value:{form}}"
 
 
 def _share(hits: Tensor) -> float:

@@ -52,6 +52,7 @@ class Task:
         epochs: passes that networks of this benchmark are trained for.
         source_args: constructor arguments of the source that are not timm's defaults.
         device: where to train.
+        held_out: share of the images that a clone keeps back three times: to choose, to calibrate and to report.
     """
 
     benchmark: str
@@ -69,6 +70,7 @@ class Task:
     epochs: int = 15
     source_args: dict[str, Any] = field(default_factory=dict)
     device: str | None = None
+    held_out: float = 0.05
 
 
 @dataclass

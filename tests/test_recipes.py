@@ -354,14 +354,14 @@ class TestProtocol:
         protocol.main(benchmark, ["--json", str(path), "--regime", "R1", "--methods", "toy", "--clone", "2"])
         assert len(calls) == 8
         table = capsys.readouterr().out
-        assert table.count("| TOY | R1 | toy | 2 |") == 3
+        assert table.count("| R1 | toy | 1 2 |") == 3
 
     def test_a_table_shows_means_over_seeds(self):
-        row = dict.fromkeys([*protocol.PERCENT, *protocol.NUMBERS, "source_alone", "target_alone"], 0.0)
+        row = dict.fromkeys([name for name, *_ in protocol.COLUMNS.values()] + ["source_alone", "target_alone"], 0.0)
         row |= {"benchmark": "B", "regime": "R1", "method": "m"}
         rows = [row | {"seed": 1, "ori": 0.5, "params": 1000}, row | {"seed": 2, "ori": 0.7, "params": 2000}]
         line = protocol.table(rows).splitlines()[2]
-        assert line.startswith("| B | R1 | m | 2 | 60.0 | ")
+        assert line.startswith("| R1 | m | 1 2 | 60.0 | ")
         assert "| 1,500 |" in line
 
     @pytest.mark.parametrize("module", [cifar10, cifar100, mnist, real])
@@ -434,7 +434,9 @@ class TestTasks:
         assert joint.shape == (4, 5)
         assert torch.equal(joint[:, :3], before)
         assert torch.equal(task.target(images), before)
-        assert result.extra == {"insertion": "layer1.1", "cut": "layer2.0"}
+        assert (result.extra["insertion"], result.extra["cut"]) == ("layer1.1", "layer2.0")
+        assert 0.5 < result.extra["auroc_stitched"] <= 1
+        assert 0.5 < result.extra["auroc_pruned"] <= 1
         assert result.macs > 0
         assert 0 < result.params < 174_933
 

@@ -106,21 +106,21 @@ def judge(
     places = [
         _place(2 + 2 * number, *pair, parts, (batches.covered, networks.odds)) for number, pair in enumerate(modules)
     ]
-    return _ranked(places, len(parts[1][0][0]))
+    return _ranked(places, min(len(side[0]) for side in parts[1] if side))
 
 
 def _ranked(places: list[Place], images: int) -> list[Place]:
-    """Best first; accuracies that differ by less than a standard error are the same, and the gate decides, then the cost.
+    """Best first; accuracies that differ by less than a standard error are the same, and the second score decides, then cost.
 
     Args:
         places: in any order.
         images: how many of each side they were judged on.
     """
-    places = sorted(places, key=lambda place: place.score, reverse=True)
-    best = places[0].score[0]
+    places = sorted(places, key=lambda place: (*place.score, -place.macs), reverse=True)
+    best = (places[0].score[0] * images + 1) / (images + 2)  # of a hundred right answers the next may still be wrong
     error = math.sqrt(best * (1 - best) / images / (1 if places[0].avg_u is None else 2))
     alike = [place for place in places if place.score[0] >= best - error]
-    return sorted(alike, key=lambda place: (-place.score[1], place.macs)) + places[len(alike) :]
+    return sorted(alike, key=lambda place: (-round(place.score[1], 3), place.macs)) + places[len(alike) :]
 
 
 def _place(column: int, candidate: Candidate, module: CloneModule, parts: list, known: tuple[bool, float]) -> Place:

@@ -1,8 +1,8 @@
 """The gate: telling images of the cloned classes from images of the target's.
 
 With images of most of the target's classes a logistic regression on the scalars of both heads and on the module's features,
-its penalty chosen on held-out images; without them both networks' logits side by side, and with a few images perhaps what the
-source itself says of its other classes as well. The gate for any target, which can not
+its penalty chosen on held-out images; without them both networks' logits side by side, to which the source's own opinion of its
+other classes is added where that separates held-out images better. The gate for any target, which can not
 look at the target's logits, is learned on whatever other images there are; with none it is how unusual an image is among those
 of the cloned classes.
 """
@@ -70,21 +70,18 @@ def fit(
     Args:
         cloned: images of the cloned classes.
         target: images of the target's classes, or None.
-        held_out: the same two, to choose the penalty on.
+        held_out: the same two, to choose on.
         universal: leave out what depends on the target's logits, so that the gate fits any target.
         covered: whether images of most of the target's classes are there. A gate learned on a few easy ones diverts
             images of the others; then the two networks' own energies decide, as if their logits stood side by side, or
             these and the reject logit, whichever separates the images better.
-        odds: classes of the source that are not cloned for each that is: what its reject logit stands for.
+        odds: classes of the source that are not cloned for each that is; 0 where its reject logit shall not be asked.
     """
     columns = _UNIVERSAL if universal else list(range(len(fusion.SCALARS)))
     if target is None and universal:
         return _from_cloned_alone(cloned)
     if target is None or not (covered or universal):
-        fixed = [side_by_side(cloned.features.shape[1])]
-        if target is not None and odds:
-            fixed.append(doubly_judged(cloned.features.shape[1], odds))
-        return max(fixed, key=lambda gate: auroc(cloned.margin(gate), target.margin(gate))) if fixed[1:] else fixed[0]
+        return _fixed(*held_out, odds)
     x = torch.cat([_inputs(cloned, columns), _inputs(target, columns)]).numpy()
     y = np.r_[np.ones(len(cloned)), np.zeros(len(target))]
     x_held = torch.cat([_inputs(part, columns) for part in held_out]).numpy()
@@ -117,7 +114,7 @@ def doubly_judged(features: int, odds: float) -> Gate:
 
     s = E(clone) - E(target) + E(clone) - reject + log(odds). The last term takes out that the source has so many more other
     classes than cloned ones, so that either side is as likely as the other before the image is seen. A source with many other
-    classes knows what is near the cloned ones; one with a few knows little of what the target has seen, and is left out.
+    classes knows what is near the cloned ones; one with a few knows little of what the target has seen.
     """
     gate = side_by_side(features)
     gate.scalars[fusion.SCALARS.index("clone_energy")] = 2.0
@@ -184,6 +181,18 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
 
     scores = torch.cat([positive, negative]).double().numpy()
     return float(roc_auc_score(np.r_[np.ones(len(positive)), np.zeros(len(negative))], scores))
+
+
+def _fixed(cloned: Evidence, target: Evidence | None, odds: float) -> Gate:
+    """A gate without learned weights: the one that separates these images better, if they are of the target's classes.
+
+    Images of the source's other classes (their own are unknown) would only say that its reject logit knows them.
+    """
+    alone = side_by_side(cloned.features.shape[1])
+    if target is None or not odds or bool((target.labels < 0).all()):
+        return alone
+    gates = (alone, doubly_judged(cloned.features.shape[1], odds))
+    return max(gates, key=lambda gate: auroc(cloned.margin(gate), target.margin(gate)))
 
 
 def _inputs(evidence: Evidence, columns: list[int]) -> Tensor:

@@ -194,6 +194,7 @@ def _report(
         "bytes": result.nbytes(files.WEIGHTS, adapter.file),
         "prefix_bytes": result.nbytes(files.PREFIX),
         "match": learned.match,
+        **learned.stages,
         "regime": regime,
         "images": prepared.used,
         "seconds": round(seconds, 2),

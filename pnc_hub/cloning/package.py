@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class Learned:
     target: InsertionPoint
     source: InsertionPoint
     match: float
+    stages: dict[str, float] = field(default_factory=dict)  # AUROC of the gate: whole tail stitched, then pruned
 
     def parameters(self) -> int:
         """Parameters that the target gets: adapter, tail, head, gate."""

@@ -33,7 +33,7 @@ LOCAL_PIXELS = 1 << 23
 ROUNDS: tuple[tuple[int, float, int], ...] = ((8, 0.04, 40), (3, 0.08, 80), (1, 1.0, 0))
 
 
-# A tail of up to so many times what it may have loses next to nothing.
+# Of a tail of up to so many times what it may have, little is removed.
 WHOLE = 1.1
 
 
@@ -49,8 +49,14 @@ class Trial:
     """One place on its way: its module, and how it does on held-out images so far."""
 
     def __init__(self, place: Place, module: CloneModule) -> None:
-        """``module`` is pruned and stitched, not yet refined."""
+        """``module`` is pruned and stitched, not yet refined; ``place`` is of the whole tail, ``pruned`` of this one."""
         self.place, self.module, self.score = place, module, float("-inf")
+        self.pruned: Place | None = None
+
+    def stages(self) -> dict[str, float]:
+        """AUROC of the gate on the way here, where there are images of others."""
+        places = {"auroc_stitched": self.place, "auroc_pruned": self.pruned}
+        return {name: place.auroc for name, place in places.items() if place and place.auroc is not None}
 
 
 def best_clone(
@@ -83,17 +89,35 @@ def best_clone(
     reject = _reject_rows(networks, batches)
     places = insertion_curve(networks, batches, candidates, reject)
     trials = _trials(networks, batches, places, reject, size)
-    pruned = judge(networks, batches, [(trial.place.candidate, trial.module) for trial in trials])
-    order = [id(place.candidate) for place in pruned]
-    trials.sort(key=lambda trial: order.index(id(trial.place.candidate)))
+    by_candidate = {id(trial.place.candidate): trial for trial in trials}
+    trials = []
+    for place in judge(networks, batches, [(one.place.candidate, one.module) for one in by_candidate.values()]):
+        trials.append(by_candidate[id(place.candidate)])
+        trials[-1].pruned = place
     steps = max(1, len(batches.mixed("fit", shuffle=True)))
-    rounds = [(most, min(recipe.epochs, max(share * recipe.epochs, least / steps))) for most, share, least in ROUNDS]
+    rounds = _rounds(len(trials), recipe.epochs, steps)
     bar.total = sum(min(most, len(trials)) * round(epochs * steps) for most, epochs in rounds)
-    for most, epochs in rounds if recipe.epochs else ():
+    for most, epochs in rounds:
         trials = sorted(trials, key=lambda trial: -trial.score)[:most]  # the first time in the order they have
         for trial in trials:
             _refine(trial, networks, batches, replace(recipe, epochs=epochs), bar)
     return _with_gate(trials[0], networks, batches, locality_budget, recipe.universal), places
+
+
+def _rounds(trials: int, epochs: float, steps: int) -> list[tuple[int, float]]:
+    """(places that are refined, passes) for each of ``ROUNDS`` that leaves fewer places than come to it, and the last.
+
+    Args:
+        trials: places to begin with.
+        epochs: passes of the whole refinement.
+        steps: steps in a pass.
+    """
+    rounds = []
+    for (most, share, least), (left, *_) in zip(ROUNDS, [*ROUNDS[1:], (0,)], strict=True):
+        if trials > left and epochs:
+            rounds.append((most, min(epochs, max(share * epochs, least / steps))))
+            trials = min(trials, most)
+    return rounds
 
 
 def _pairs(networks: Networks, fixed: tuple[str | None, str | None]) -> list[tuple[InsertionPoint, InsertionPoint]]:
@@ -131,11 +155,13 @@ def _trials(
     refusal = "every adapter alone is larger; allow more with keep="
     for place in places:
         target, source = place.candidate.target, place.candidate.source
-        kinds: set[tuple] = {(target.grid, False), (target.grid, source.grid == target.grid)}
+        kinds: set[tuple] = set()
+        if len(trials) < ROUNDS[0][0]:
+            kinds = {(target.grid, False), (target.grid, source.grid == target.grid)}
         if place.parameters <= WHOLE * size.parameters and place.macs <= size.macs:
             kinds.add(("whole",))
         kinds -= seen
-        if not kinds or len(trials) == ROUNDS[0][0]:
+        if not kinds:
             continue
         try:
             trials.append(Trial(place, _pruned(networks, batches, place.candidate, reject, size)))
@@ -227,6 +253,7 @@ def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float
         candidate.target,
         candidate.source,
         trial.place.match,
+        trial.stages(),
     )
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 
 from pnc_hub.cloning import stitch
 from pnc_hub.cloning.batches import Batches, Split
-from pnc_hub.cloning.curve import insertion_curve, macs
+from pnc_hub.cloning.curve import Place, _ranked, insertion_curve, macs
 from pnc_hub.cloning.data import Images
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.points import InsertionPoint
@@ -51,7 +51,7 @@ def curve(networks, prepared, pairs=None):
 
 def test_the_same_place_of_the_same_network_is_best(networks, prepared):
     places = curve(networks, prepared)
-    assert [place.score for place in places] == sorted((place.score for place in places), reverse=True)
+    assert places == _ranked(places[::-1], len(prepared.cloned.choose))
     by_name = {(row["insertion"], row["cut"]): row for row in (place.row() for place in places)}
     for name in ("layer1.1", "layer3.1"):
         row = by_name[name, name]
@@ -60,6 +60,16 @@ def test_the_same_place_of_the_same_network_is_best(networks, prepared):
         assert row["auroc"] > 0.9
         assert row["avg_u"] > 0.8
     assert by_name["layer1.1", "layer3.1"]["match"] < 0.95
+
+
+def test_accuracies_within_their_error_are_the_same_and_the_gate_decides_then_the_cost():
+    def place(avg_u, auroc, macs):
+        return Place(None, 0.5, 0.5, avg_u, auroc, 0, macs)
+
+    best, alike, cheaper, worse = place(0.9, 0.8, 5), place(0.88, 0.9, 5), place(0.88, 0.9, 4), place(0.8, 0.99, 1)
+    places = [worse, best, alike, cheaper]
+    assert _ranked(places, 100) == [cheaper, alike, best, worse]
+    assert _ranked(places, 100_000) == [best, cheaper, alike, worse]
 
 
 def test_without_images_of_others_only_the_cloned_classes_are_judged(networks, prepared):

@@ -57,14 +57,22 @@ def test_each_stage_tries_its_best_and_its_best_of_the_same_size(networks, prepa
     points, cuts = networks.points(), networks.cuts()
 
     def place(target, source):
-        return Place(Candidate(points[target], cuts[source], Adapter(points[target], cuts[source])), *[0.5] * 4, 0, 0)
+        candidate = Candidate(points[target], cuts[source], Adapter(points[target], cuts[source]))
+        return Place(candidate, *[0.5] * 4, sizes[source], 0)
 
+    def tried(names, room):
+        found = _trials(networks, prepared, [place(*pair) for pair in names], reject, Size(room))
+        return [(one.place.candidate.target.name, one.place.candidate.source.name) for one in found]
+
+    sizes = {"layer2.0": 10, "layer2.1": 9, "layer4.1": 8, "global_pool": 7}
     names = [("stages.1", "global_pool"), ("stages.1", "layer2.1"), ("stages.1", "layer2.0"), ("stages.2", "layer4.1")]
     reject = _reject_rows(networks, prepared)
-    found = _trials(networks, prepared, [place(*pair) for pair in names], reject, Size(networks.parameters * 2))
-    tried = [(one.place.candidate.target.name, one.place.candidate.source.name) for one in found]
-    assert tried == [names[0], names[1], names[3]]
+    assert tried(names, networks.parameters * 2) == [names[0], names[1], names[3]]
     assert len(names) <= ROUNDS[0][0]
+    sizes |= {"layer2.1": 10 * networks.parameters, "layer4.1": networks.parameters}  # before pruning
+    names = [("stages.1", "layer2.1"), ("stages.1", "layer2.0"), ("stages.1", "layer4.1")]
+    sizes["layer2.0"] = sizes["layer2.1"]
+    assert tried(names, networks.parameters) == [names[0], names[2]]
 
 
 def test_the_reject_row_stands_for_the_sources_other_classes(networks, prepared):
