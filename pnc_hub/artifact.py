@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +163,7 @@ class Clone:
         revision: str | None = None,
         create_pr: bool = False,
         commit_message: str | None = None,
+        datasets: Sequence[str] | None = None,
     ) -> CommitInfo:
         """Publish the clone as one commit of a Hub model repository, which is created if it is not there.
 
@@ -177,6 +178,7 @@ class Clone:
             revision: branch to commit to, which must be there.
             create_pr: open a pull request instead of committing.
             commit_message: the commit's title.
+            datasets: what the source was trained on, as you name it; Hub ids (``user/name``) are linked from the page.
 
         Returns:
             What huggingface_hub says of the commit; ``.oid`` is the sha to pin.
@@ -185,8 +187,10 @@ class Clone:
             PublishError: the Hub refused or failed, another publisher came first with something else, or the repository
                 holds another library's model; what it holds is complete.
         """
-        from pnc_hub import publishing
+        from pnc_hub import card, publishing
 
+        if datasets:
+            card.name_datasets(self, datasets)
         return publishing.push(
             self,
             repo_id,

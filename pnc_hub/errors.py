@@ -64,6 +64,12 @@ class MalformedArtifactError(ArtifactError, ValueError):
     code = "malformed"
 
 
+class LockError(ArtifactError):
+    """A clone is not in the lock, or not the one that was locked."""
+
+    code = "lock"
+
+
 class IntegrityError(MalformedArtifactError):
     """A file does not have the sha256 that the artifact's configuration records for it."""
 

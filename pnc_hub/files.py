@@ -106,7 +106,7 @@ def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str, file:
 def read_header(path: Path, file: str) -> dict[str, TensorSpec]:
     """Names, shapes and dtypes of a safetensors file, from its header alone; offsets must cover the file exactly."""
     with _opened(path, MAX_FILE_BYTES, file) as (stream, size):
-        return {name: spec for name, (spec, _) in _parse_header(stream, size, file).items()}
+        return {name: spec for name, (spec, _) in parse_header(stream, size, file).items()}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -184,10 +184,10 @@ def _check_size(size: int, expected: dict[str, TensorSpec], file: str) -> None:
 
 def _fill(stream: _Hashed, size: int, expected: dict[str, TensorSpec], file: str) -> dict[str, Tensor]:
     """The tensors of a file at whose beginning ``stream`` is; each has memory of its own, aligned as torch aligns it."""
-    found = _parse_header(stream, size, file)
+    found = parse_header(stream, size, file)
     specs = {name: spec for name, (spec, _) in found.items()}
     if specs != expected:
-        raise MalformedArtifactError(_difference(specs, expected), file=file)
+        raise MalformedArtifactError(difference(specs, expected), file=file)
     tensors = {}
     for name in sorted(found, key=lambda name: found[name][1]):
         tensor = tensors[name] = torch.empty(specs[name].shape, dtype=specs[name].dtype, device="cpu")
@@ -201,7 +201,7 @@ def _fill(stream: _Hashed, size: int, expected: dict[str, TensorSpec], file: str
     return tensors
 
 
-def _parse_header(stream: BinaryIO | _Hashed, size: int, file: str) -> dict[str, tuple[TensorSpec, tuple[int, int]]]:
+def parse_header(stream: BinaryIO | _Hashed, size: int, file: str) -> dict[str, tuple[TensorSpec, tuple[int, int]]]:
     """Name -> what a tensor is, and where after the header it begins and ends."""
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
@@ -265,7 +265,8 @@ def _parse_json(data: bytes, file: str) -> Any:
         raise MalformedArtifactError(f"not valid JSON ({str(error)[:200]})", file=file) from None
 
 
-def _difference(found: dict[str, TensorSpec], expected: dict[str, TensorSpec]) -> str:
+def difference(found: dict[str, TensorSpec], expected: dict[str, TensorSpec]) -> str:
+    """What is missing, surplus or unlike, in words."""
     missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or surplus:
         return f"its tensors are not those of the configuration: missing {missing[:3]}, surplus {surplus[:3]!r:.200}"

@@ -61,7 +61,7 @@ def without_memory(specs: dict[str, files.TensorSpec]) -> dict[str, Tensor]:
 
 def _is_here(where: hub.HubFiles, file: str) -> bool:
     """Whether it would not be downloaded: it is in the cache, or nothing but the cache may be asked."""
-    return bool(where.options.get("local_files_only")) or where._cached(file, where.commit) is not None
+    return bool(where.options.get("local_files_only")) or where.cached(file, where.commit) is not None
 
 
 def _check_remote(where: hub.HubFiles, file: str, expected: dict[str, files.TensorSpec], digest: str) -> int:
@@ -69,7 +69,7 @@ def _check_remote(where: hub.HubFiles, file: str, expected: dict[str, files.Tens
     from huggingface_hub import HfApi
 
     api = HfApi(token=where.options.get("token"), library_name="pnc-hub")
-    with hub._explained(where.repo_id, where.commit, file):
+    with hub.explained(where.repo_id, where.commit, file):
         entries = hub.retried(lambda: api.get_paths_info(where.repo_id, [file], revision=where.commit))
     if not entries or not hasattr(entries[0], "size"):
         raise CloneNotFoundError("the repository has no such file", file=file)
@@ -78,14 +78,14 @@ def _check_remote(where: hub.HubFiles, file: str, expected: dict[str, files.Tens
         raise IntegrityError(f"the Hub has another sha256 on record than {files.CONFIG}", file=file)
     if size > files.MAX_FILE_BYTES:
         raise MalformedArtifactError(f"{size} bytes, more than the {files.MAX_FILE_BYTES} allowed", file=file)
-    with hub._explained(where.repo_id, where.commit, file):
+    with hub.explained(where.repo_id, where.commit, file):
         start = _first_bytes(where, file, _FIRST)
         length = 8 + min(int.from_bytes(start[:8], "little"), files.MAX_HEADER_BYTES)
         if length > len(start) and size > len(start):
             start = _first_bytes(where, file, length)
-    found = {name: spec for name, (spec, _) in files._parse_header(io.BytesIO(start), size, file).items()}
+    found = {name: spec for name, (spec, _) in files.parse_header(io.BytesIO(start), size, file).items()}
     if found != expected:
-        raise MalformedArtifactError(files._difference(found, expected), file=file)
+        raise MalformedArtifactError(files.difference(found, expected), file=file)
     return size
 
 

@@ -112,7 +112,7 @@ class HubFiles:
         reason += "; download it again (force_download=True, or to another cache_dir)"
         return IntegrityError(reason, repo_id=self.repo_id, revision=self.commit, file=file)
 
-    def _cached(self, file: str, revision: str | None) -> str | None:
+    def cached(self, file: str, revision: str | None) -> str | None:
         """Its path in the cache, if it may be taken from there."""
         from huggingface_hub import try_to_load_from_cache
 
@@ -135,9 +135,9 @@ class HubFiles:
                 **self.options,
             )
 
-        with _explained(self.repo_id, revision, file):
+        with explained(self.repo_id, revision, file):
             # hf_hub_download would find the same, but prepare a request first, and for its headers ask the Hub
-            return Path(self._cached(file, revision) or retried(download))
+            return Path(self.cached(file, revision) or retried(download))
 
 
 def is_transient(error: BaseException) -> bool:
@@ -203,7 +203,8 @@ def _bounded(limit: int, file: str) -> type:
 
 
 @contextmanager
-def _explained(repo_id: str, revision: str | None, file: str) -> Iterator[None]:
+def explained(repo_id: str, revision: str | None, file: str) -> Iterator[None]:
+    """What the client raises within becomes an error of ours, with the remedy."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:

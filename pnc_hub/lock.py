@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pnc_hub import files, hub
-from pnc_hub.errors import ArtifactError
+from pnc_hub.errors import ArtifactError, LockError
 
 if TYPE_CHECKING:
     from pnc_hub.artifact import Clone
@@ -24,12 +24,6 @@ FILE = "pnc-hub.lock"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Lock = str | Path | Mapping[str, Any]
-
-
-class LockError(ArtifactError):
-    """A clone is not in the lock, or not the one that was locked."""
-
-    code = "lock"
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ class Report:
             ``avg`` (both, weighted by their numbers of classes), ``avg_u`` (their mean), ``diverted`` (other images whose
             prediction left the target), ``auroc`` (gate; ``auroc_stitched`` and ``auroc_pruned`` are those before refinement,
             on a few hundred of the images that the place was chosen by), ``kl`` (locality, nats), ``target_alone``,
-            ``source_alone`` (among the cloned classes), ``source_alone_among_all``, ``kept_parameters``, ``source_parameters``, ``bytes``,
-            ``prefix_bytes``, ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed form, before pruning),
-            ``regime``, ``images``, ``restored``, ``macs``, ``curve.<insertion point>`` (best accuracy in closed form there),
-            ``target_license`` and ``datasets`` (as the publisher names them).
+            ``source_alone`` (among the cloned classes), ``source_alone_among_all``, ``kept_parameters``,
+            ``source_parameters``, ``bytes``, ``prefix_bytes``, ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed
+            form, before pruning), ``regime``, ``images``, ``restored``, ``macs``, ``curve.<insertion point>`` (best accuracy
+            in closed form there), ``target_license`` and ``datasets`` (as the publisher names them).
         labels: names of the cloned classes.
         ported: the same with each target that it was ported to, by the adapter's name. Ported without labels, it is compared
             with the source itself (through its own first layers): ``agreement`` (images that the source takes for a cloned

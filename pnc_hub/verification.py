@@ -175,5 +175,5 @@ def _present(clone: Clone) -> Iterator[str]:
         from huggingface_hub import HfApi
 
         api = HfApi(token=where.options.get("token"), library_name="pnc-hub")
-        with hub._explained(where.repo_id, where.commit, "the list of its files"):
+        with hub.explained(where.repo_id, where.commit, "the list of its files"):
             yield from hub.retried(lambda: api.list_repo_files(where.repo_id, revision=where.commit))

@@ -24,7 +24,6 @@ from reading import MissingDataError
 from task import REGIMES, NotForThisTask, Result, Task
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from pnc_hub.cloning.gate import auroc
 from pnc_hub.fingerprint import state_digest
@@ -247,14 +246,6 @@ def logits_of(predict: Callable[[Tensor], Tensor], data: Dataset) -> tuple[Tenso
         rows.append(predict(images if device is None else images.to(device)).float().cpu())
         labels.append(classes)
     return torch.cat(rows), torch.cat(labels)
-
-
-@torch.no_grad()
-def macs(predict: Callable[[Tensor], Tensor], image: Tensor) -> int:
-    """Multiply-accumulates of ``predict`` for one image [1, C, H, W]."""
-    with FlopCounterMode(display=False) as counter:
-        predict(image)
-    return counter.get_total_flops() // 2
 
 
 def table(rows: Sequence[dict]) -> str:

@@ -14,6 +14,9 @@ from pnc_hub.cli import common
 @click.option("--revision", help="Branch to commit to.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--message", help="Title of the commit.")
+@click.option(
+    "--dataset", "datasets", multiple=True, help="What the source was trained on, for the page; may be repeated."
+)
 @common.as_json
 def publish(
     folder: str,
@@ -22,6 +25,7 @@ def publish(
     revision: str | None,
     create_pr: bool,
     message: str | None,
+    datasets: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Publish the clone in FOLDER as one commit of the Hub repository USER/NAME.
@@ -31,7 +35,12 @@ def publish(
     from pnc_hub import Clone
 
     commit = Clone.from_pretrained(folder).push_to_hub(
-        repo_id, private=private, revision=revision, create_pr=create_pr, commit_message=message
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=message,
+        datasets=datasets,
     )
     told = {"repo_id": repo_id, "revision": commit.oid, "url": commit.commit_url, "pull_request": commit.pr_url}
     lines = [f"Published {repo_id}@{commit.oid}", commit.pr_url or commit.commit_url]

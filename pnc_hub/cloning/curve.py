@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from pnc_hub import compatibility
 from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning.batches import Batches
 from pnc_hub.cloning.evaluate import gather
@@ -151,7 +151,4 @@ def _evidence(side: tuple[Tensor, ...], column: int) -> gates.Evidence:
 
 def macs(module: nn.Module, point: InsertionPoint) -> int:
     """Multiply-accumulates of ``module`` for one image's feature at ``point``."""
-    example = empty(point, device=next(module.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(example)
-    return counter.get_total_flops() // 2
+    return compatibility.macs(module, empty(point, device=next(module.parameters()).device))

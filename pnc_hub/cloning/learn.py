@@ -29,6 +29,7 @@ from pnc_hub.cloning.package import Learned, package, source_config
 from pnc_hub.cloning.refine import Recipe
 from pnc_hub.cloning.select import Size, best_clone
 from pnc_hub.errors import DataError, NoClassifierError, SourceError, TargetError
+from pnc_hub.figures import curve_metrics
 from pnc_hub.preprocess import Preprocess
 
 MAX_REPORT_IMAGES = 20_000  # of each side: shares are then known to a third of a point
@@ -136,8 +137,8 @@ def clone(
         dataloader_config=DataLoaderConfiguration(even_batches=False),  # no image counts twice
         kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],  # a tail may have parameters without use
     )
-    source, source_id, license = _model(source, source_id, license)
-    target, target_id, _ = _model(target, target_id, None)
+    source, source_id, license = named_model(source, source_id, license)
+    target, target_id, _ = named_model(target, target_id, None)
     _check(source, target)
     if attachment.attachments(source):
         source = copy.deepcopy(source)
@@ -152,8 +153,8 @@ def clone(
         others = None if target_data is None else images_of.open_dataset(target_data, seed)
         *sides, regime = _sides(source, target, networks.target.preprocess, wanted, opened, others)
         splits = [None if side is None else Split.of(side, seed, held_out) for side in sides]
-        _check_budget(locality_budget, splits[1] if target_data is not None else None)
-        covered = target_data is None or _covered(sides[1], target)
+        check_budget(locality_budget, splits[1] if target_data is not None else None)
+        covered = target_data is None or covers(sides[1], target)
         if locality_budget is not None and not covered:
             warnings.warn(
                 f"target_data shows {len(set(sides[1].labels))} of the target's {int(target.num_classes)} classes: the"
@@ -184,7 +185,9 @@ def _report(
     measured = measure(networks.target.model, result, cloned, old)
     among_cloned, among_all = _source_alone(networks, cloned)
     adapter.metrics = {
+        **adapter.metrics,
         **measured,
+        **curve_metrics(result.curve),
         "source_alone": among_cloned,
         "source_alone_among_all": among_all,
         "insertion": learned.target.name,
@@ -246,7 +249,7 @@ def _passes(prepared: Batches, networks: Networks) -> int:
     return min(MOST_PASSES, max(1, round(PIXELS / (images * height * width))))
 
 
-def _covered(old: images_of.Images, target: nn.Module) -> bool:
+def covers(old: images_of.Images, target: nn.Module) -> bool:
     """Whether there are images of at least half of the target's classes, or of classes that nobody named."""
     shown = set(old.labels)
     return images_of.UNLABELLED in shown or 2 * len(shown) >= int(target.num_classes)
@@ -272,7 +275,8 @@ def _source_alone(networks: Networks, batches: Iterable) -> tuple[float, float]:
     return among_cloned / count, among_all / count
 
 
-def _check_budget(budget: float | None, target: Split | None) -> None:
+def check_budget(budget: float | None, target: Split | None) -> None:
+    """Raise ``DataError`` where ``target`` has too few images to calibrate ``budget`` on."""
     if budget is None:
         return
     if target is None:
@@ -286,7 +290,10 @@ def _check_budget(budget: float | None, target: Split | None) -> None:
         )
 
 
-def _model(model: nn.Module | str, hub_id: str | None, license: str | None) -> tuple[nn.Module, str | None, str | None]:
+def named_model(
+    model: nn.Module | str, hub_id: str | None, license: str | None
+) -> tuple[nn.Module, str | None, str | None]:
+    """(model, Hub id, licence); one that is given by name is loaded, pretrained, and told what timm knows of it."""
     if not isinstance(model, (str, Path)):
         return model, hub_id, license
     try:

@@ -104,7 +104,7 @@ def port(
     if batch_size < 1 or workers < 0 or seed < 0:
         raise ValueError(f"batch_size is at least 1, workers and seed at least 0; {batch_size=} {workers=} {seed=}")
     clone = clone if isinstance(clone, Clone) else Clone.from_pretrained(clone)
-    target, target_id, _ = learn._model(target, target_id, None)
+    target, target_id, _ = learn.named_model(target, target_id, None)
     target = plan.unwrapped(target)
     plan.check_target(target)
     _check_new(clone, target)
@@ -126,9 +126,9 @@ def port(
             opened = images_of.open_dataset(target_data, seed)
             relabel = images_of.relabel_target(target, opened, clone.labels)
             others = images_of.Images(opened, recalled.target.preprocess, relabel)
-            covered = learn._covered(others, target)
+            covered = learn.covers(others, target)
         splits = [None if side is None else Split.of(side, seed, held_out) for side in (cloned, others)]
-        learn._check_budget(locality_budget, splits[1] if target_data is not None else None)
+        learn.check_budget(locality_budget, splits[1] if target_data is not None else None)
         batches = Batches(*splits, accelerator, batch_size, workers, seed, covered)
         learned, places = _fitted(recalled, batches, insertion, locality_budget, bar)
         result, adapter = extend(clone, learned, recalled.target, target, target_id, name)
@@ -249,7 +249,7 @@ def _fitted(
     recalled: Recalled, batches: Batches, insertion: str | None, budget: float | None, bar: tqdm
 ) -> tuple[Learned, list[Place]]:
     """The best adapter before the clone's own tail and head, with its gate; and the places there were to choose from."""
-    pairs = select._pairs(recalled, (insertion, recalled.cut.name))
+    pairs = select.search_pairs(recalled, (insertion, recalled.cut.name))
     fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES) for part in ("fit", "choose"))
     candidates = stitch.search(recalled, batches.accelerator, fit, held_out, pairs, batches.seed)
     bar.update()
@@ -257,7 +257,7 @@ def _fitted(
     places = judge(recalled, batches, [(one, CloneModule(one.adapter, tail, head)) for one in candidates])
     bar.update()
     module = CloneModule(places[0].candidate.adapter, tail, head)
-    return select._with_gate(select.Trial(places[0], module), recalled, batches, budget, universal=False), places
+    return select.with_gate(select.Trial(places[0], module), recalled, batches, budget, universal=False), places
 
 
 def _measured(

@@ -83,7 +83,7 @@ def best_clone(
         InsertionPointError: no pair is admissible.
         SourceError: none can be made small enough.
     """
-    pairs = _pairs(networks, fixed)
+    pairs = search_pairs(networks, fixed)
     fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES // 2) for part in ("fit", "choose"))
     candidates = stitch.search(networks, batches.accelerator, fit, held_out, pairs, batches.seed)
     reject = _reject_rows(networks, batches)
@@ -101,7 +101,7 @@ def best_clone(
         trials = sorted(trials, key=lambda trial: -trial.score)[:most]  # the first time in the order they have
         for trial in trials:
             _refine(trial, networks, batches, replace(recipe, epochs=epochs), bar)
-    return _with_gate(trials[0], networks, batches, locality_budget, recipe.universal), places
+    return with_gate(trials[0], networks, batches, locality_budget, recipe.universal), places
 
 
 def _rounds(trials: int, epochs: float, steps: int) -> list[tuple[int, float]]:
@@ -120,7 +120,10 @@ def _rounds(trials: int, epochs: float, steps: int) -> list[tuple[int, float]]:
     return rounds
 
 
-def _pairs(networks: Networks, fixed: tuple[str | None, str | None]) -> list[tuple[InsertionPoint, InsertionPoint]]:
+def search_pairs(
+    networks: Networks, fixed: tuple[str | None, str | None]
+) -> list[tuple[InsertionPoint, InsertionPoint]]:
+    """The pairs to search, or ``InsertionPointError``; ``fixed`` is (insertion point, cut) where the caller chose them."""
     points, cuts = networks.points(), networks.cuts()
     for name, known, what in (
         (fixed[0], points, "insertion point of the target"),
@@ -215,7 +218,7 @@ def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, 
     )
 
 
-def _with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float | None, universal: bool) -> Learned:
+def with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float | None, universal: bool) -> Learned:
     """Gates for this target and for any, each fitted on what it will see, with offsets calibrated on their own part."""
     module, candidate = trial.module.eval().requires_grad_(False), trial.place.candidate
     point, cut = candidate.target.name, candidate.source.name
