@@ -1,6 +1,7 @@
 """The gate: what it separates, what it is allowed to look at, and what a locality budget promises."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,11 +74,12 @@ def test_without_images_of_most_target_classes_the_logits_stand_side_by_side(wit
     assert_close(fused, new.clone_logits)
 
 
-@pytest.mark.parametrize(("other", "asked"), [(4.0, True), (0.0, False), (-4.0, False)])
-def test_the_sources_own_opinion_counts_where_it_separates_the_images_better(other, asked):
+@pytest.mark.parametrize(("other", "asked"), [(4.0, True), (0.0, True), (-4.0, False)])
+def test_the_sources_own_opinion_counts_unless_held_out_images_speak_against_it(other, asked):
     new, old = evidence(), evidence(seed=1)
     new.reject, old.reject = torch.zeros(60), torch.full((60,), other)
-    gate = fit(new, old, (new, old), False, covered=False, odds=9.0)
+    seen = replace(new, reject=torch.full((60,), other)), replace(old, reject=torch.zeros(60))  # the contrary
+    gate = fit(*seen, (new, old), False, covered=False, odds=9.0)
     energies = new.scalars()
     expected = energies[:, POSITION["clone_energy"]] - energies[:, POSITION["target_energy"]]
     if asked:
@@ -85,6 +87,8 @@ def test_the_sources_own_opinion_counts_where_it_separates_the_images_better(oth
     assert_close(new.gate_logit(gate), expected)
     alone = fit(new, old, (new, old), False, covered=False)
     assert alone.scalars[POSITION["reject"]] == 0.0
+    old.labels = torch.full((60,), -1)  # of the source's other classes: they say nothing of the target
+    assert fit(new, old, (new, old), False, covered=False, odds=9.0).scalars[POSITION["reject"]] == 0.0
 
 
 def test_a_universal_gate_without_other_images_lets_nearly_every_cloned_image_through():
