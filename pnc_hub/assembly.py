@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,9 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
     """
     source = _source(config)
     branch = _branch(config, source)
-    own = nn.ModuleDict({"gate": Gate(branch["head"].in_features, device="meta")})
+    head = cast(nn.Linear, branch["head"])
+    gate = Gate(head.in_features, device="meta")
+    own = nn.ModuleDict({"gate": gate})
     cut, point, at_input = config.cut.module, adapter.insertion.point(), adapter.insertion.module == INPUT
     first: nn.Module
     if at_input:
@@ -53,9 +55,9 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
     if at_input:
         _fill(nn.ModuleDict({"prefix": first}), files.PREFIX, read)
         first = nn.Sequential(Reprocess(given, config.preprocess.value()), first)
-    module = CloneModule(first, branch["tail"], branch["head"])
+    module = CloneModule(first, branch["tail"], head)
     _check_numbers(module, point)
-    return module.requires_grad_(False).eval(), own["gate"].requires_grad_(False).eval()
+    return module.requires_grad_(False).eval(), gate.requires_grad_(False).eval()
 
 
 def _check_numbers(module: CloneModule, point: InsertionPoint) -> None:

@@ -255,7 +255,7 @@ def attach(
     given = Preprocess.of(inside)
     branch = Branch(clone, adapter, given, reference.device, reference.dtype, trainable)
     attachment = Attachment(clone, adapter, branch)
-    _apply(inside, attachment)
+    _apply(inside, attachment, given)
     return attachment
 
 
@@ -271,10 +271,10 @@ def detach(model: nn.Module) -> None:
         attachment.detach()
 
 
-def _apply(model: nn.Module, attachment: Attachment) -> None:
+def _apply(model: nn.Module, attachment: Attachment, given: Preprocess) -> None:
     """The one step with an effect on the model: it happens whole or not at all."""
     with _LOCK:
-        joined = patch.patch_of(model) or patch.Patch(model, attachment._branch.given.input_size[0])
+        joined = patch.patch_of(model) or patch.Patch(model, given.input_size[0])
         attachment._patch, attachment._model = joined, weakref.ref(model)
         try:
             patch.install(model, joined, {attachment.insertion})

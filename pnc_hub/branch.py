@@ -6,14 +6,14 @@ import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pnc_hub import files, fusion, probe
 from pnc_hub.errors import ImageError, InsertionPointError
-from pnc_hub.module import tensors_of
+from pnc_hub.module import CloneModule, Gate, tensors_of
 from pnc_hub.points import INPUT
 
 if TYPE_CHECKING:
@@ -97,13 +97,15 @@ class Branch:
         from pnc_hub.artifact import Clone
 
         module, gate = self._parts[:2]
-        own = {"gate": gate} if self.adapter.insertion.module == INPUT else {"gate": gate, "adapter": module.adapter}
+        own: dict[str, nn.Module] = {"gate": gate}
+        if self.adapter.insertion.module != INPUT:
+            own["adapter"] = module.adapter
         changed = {
             files.WEIGHTS: nn.ModuleDict({"tail": module.tail, "head": module.head}),
             self.adapter.file: nn.ModuleDict(own),
         }
         if self.adapter.insertion.module == INPUT:
-            changed[files.PREFIX] = nn.ModuleDict({"prefix": module.adapter[1]})
+            changed[files.PREFIX] = nn.ModuleDict({"prefix": cast(nn.Sequential, module.adapter)[1]})
         config, tensors = copy.deepcopy(self.clone.config), self.clone.all_tensors()
         for file, part in changed.items():
             now = tensors_of(part)
@@ -116,22 +118,20 @@ class Branch:
             probe.refresh(clone, adapter)
         return clone
 
-    def _moved(self, device: torch.device) -> tuple[nn.Module, nn.Module, torch.device, torch.dtype]:
+    def _moved(self, device: torch.device) -> tuple[CloneModule, Gate, torch.device, torch.dtype]:
         module, gate, _, dtype = self._parts
         return module.to(device), gate.to(device), device, dtype
 
-    def _built(
-        self, device: torch.device, dtype: torch.dtype
-    ) -> tuple[nn.Module, nn.Module, torch.device, torch.dtype]:
+    def _built(self, device: torch.device, dtype: torch.dtype) -> tuple[CloneModule, Gate, torch.device, torch.dtype]:
         """Built in a thread of its own: inference mode, tracing, default devices and functorch's levels are the caller's."""
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(self._build, device, dtype).result()
 
-    def _build(
-        self, device: torch.device, dtype: torch.dtype
-    ) -> tuple[nn.Module, nn.Module, torch.device, torch.dtype]:
+    def _build(self, device: torch.device, dtype: torch.dtype) -> tuple[CloneModule, Gate, torch.device, torch.dtype]:
         module, gate = self.clone.build(self.adapter, self.given)
         if not self.trainable:
             return module.to(device, dtype), gate.to(device), device, dtype
-        own = copy.deepcopy(nn.ModuleList([module, gate])).to(device, torch.float32).requires_grad_()
-        return own[0], own[1], device, torch.float32
+        own = copy.deepcopy((module, gate))
+        for part in own:
+            part.to(device, torch.float32).requires_grad_()
+        return *own, device, torch.float32

@@ -8,6 +8,7 @@ torch.compile can not look at frames; what it compiles runs from beginning to en
 from __future__ import annotations
 
 import sys
+from types import FrameType
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ def under_way(model: nn.Module) -> int | None:
     """Identity of the call of ``model`` that the caller is directly in, not in one of a layer; None while compiling."""
     if torch.compiler.is_compiling():
         return None
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not _CALL:
         frame = frame.f_back
     return id(frame) if frame is not None and frame.f_locals.get("self") is model else None
@@ -34,7 +35,7 @@ def lasts(key: int | None) -> bool:
     """Whether what ``key`` identifies is still under way."""
     if torch.compiler.is_compiling():
         return True
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and id(frame) != key:
         frame = frame.f_back
     return frame is not None
@@ -44,7 +45,7 @@ def is_by(model: nn.Module) -> bool:
     """Whether the caller's caller is code of ``model`` itself, such as its ``forward``, and not a hook or somebody else."""
     if torch.compiler.is_compiling():
         return True
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename != _CALL.co_filename:
         if frame.f_locals.get("self") is model:
             return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pnc_hub import checks, figures, report
@@ -104,11 +104,12 @@ def _datasets(config: CloneConfig) -> list[str]:
 
 def _body(clone: Clone, repo_id: str) -> str:
     config = clone.config
+    drawn = {drawing.name: drawing for drawing in figures.drawings(config)} if figures.can_draw() else {}
     parts = [
         _adds(config),
         _attaching(config, repo_id),
-        _measured(clone),
-        _fits(clone),
+        _measured(clone, drawn),
+        _fits(clone, drawn),
         _origin(config),
         _files(config),
         f"Written by pnc_hub {config.pnc_hub_version}.",
@@ -150,7 +151,7 @@ commits does, and so does `pnc_hub.attach(model, "{repo_id}").clone.revision`. W
 and those in the cache are used without asking the Hub; their sha256 are below. A tag (`"{repo_id}@v1"`) can be moved."""
 
 
-def _measured(clone: Clone) -> str:
+def _measured(clone: Clone, drawn: Mapping[str, figures.Drawing]) -> str:
     metrics = clone.config.adapters[0].metrics
     accuracies = (
         ("the target's classes", metrics.get("target_alone"), metrics.get("ori")),
@@ -162,14 +163,15 @@ def _measured(clone: Clone) -> str:
     return f"""## Measured on held-out images
 
 {_table(("accuracy on", "the network that knows them, alone", "target with the clone"), rows)}
-{_figure(clone, "figures/accuracy.png", "Accuracy before and after")}
+{_figures(drawn, "accuracy", "confusion")}
 {_table(("locality, size and cost", ""), others)}
+{_figures(drawn, "reliability", "kept")}
 
 Regime: {_value(metrics.get("regime"), "text")}. With the clone attached every image is answered among old and new classes
 together, with no hint which it shows."""
 
 
-def _fits(clone: Clone) -> str:
+def _fits(clone: Clone, drawn: Mapping[str, figures.Drawing]) -> str:
     adapters = clone.config.adapters
     rows = (
         (
@@ -183,14 +185,11 @@ def _fits(clone: Clone) -> str:
         for adapter in adapters
     )
     titles = ("adapter", "target", "read at", "its classes, alone", "with the clone", "cloned classes", "diverted")
-    drawn = (
-        _figure(clone, f"figures/insertion-{adapter.name}.png", f"Insertion points of {_text(adapter.name)}")
-        for adapter in adapters
-    )
+    shown = (f"{kind}-{adapter.name}" for adapter in adapters for kind in ("insertion", "gate"))
     return f"""## Where it fits
 
 {_table(titles, rows)}
-{"".join(drawn)}
+{_figures(drawn, *shown)}
 A target is recognised by its weights before the insertion point. Targets that the clone was ported to had images without
 labels: for them "as the source" is the share of images of cloned classes that are answered as the source answers them."""
 
@@ -237,8 +236,10 @@ def _license_of(adapter: AdapterConfig) -> str:
     return _text(named) if isinstance(named, str) and named else "not recorded"
 
 
-def _figure(clone: Clone, file: str, title: str) -> str:
-    return f"\n![{title}]({file})\n" if file in figures.names(clone) else ""
+def _figures(drawn: Mapping[str, figures.Drawing], *names: str) -> str:
+    """Those of ``names`` that there are, each with what it shows and how to read it."""
+    found = (drawn[name] for name in names if name in drawn)
+    return "".join(f"\n![{_text(one.alt)}]({one.file})\n\n{_text(one.note)}\n" for one in found)
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

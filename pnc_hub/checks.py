@@ -13,8 +13,10 @@ MAX_SIDE = 2048
 MAX_TEXT = 200
 
 # Constructor arguments of timm architectures that an artifact may name, with the largest integer each may hold.
-_SIZES = ("base_width", "channels", "dims", "embed_dim", "embed_dims", "head_hidden_size", "num_features")
-_SIZES += ("stem_chs", "stem_size", "stem_width", "width", "widths")
+_SIZES = (
+    *("base_width", "channels", "dims", "embed_dim", "embed_dims", "head_hidden_size", "num_features"),
+    *("stem_chs", "stem_size", "stem_width", "width", "widths"),
+)
 _COUNTS = ("cardinality", "num_heads", "patch_size", "window_size")
 _BLOCKS = ("depth", "depths", "layers")
 MODEL_ARGS: dict[str, int] = {
@@ -54,10 +56,10 @@ def between(low: float, high: float) -> Callable[[Any], None]:
     return check
 
 
-def values(check: Callable[[Any], None]) -> Callable[[dict], None]:
+def values(check: Callable[[Any], None]) -> Callable[[dict[str, Any]], None]:
     """A check that every value of a dictionary passes ``check``."""
 
-    def each(value: dict) -> None:
+    def each(value: dict[str, Any]) -> None:
         for item in value.values():
             check(item)
 

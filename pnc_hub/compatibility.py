@@ -17,7 +17,7 @@ from pnc_hub import plan, report
 from pnc_hub.artifact import Clone
 from pnc_hub.assembly import assemble
 from pnc_hub.attachment import attachments
-from pnc_hub.config import AdapterConfig, ClassConfig
+from pnc_hub.config import AdapterConfig
 from pnc_hub.errors import ClassCollisionError, HubError, PncHubError, TargetError
 from pnc_hub.headers import Headers
 from pnc_hub.module import empty
@@ -154,7 +154,7 @@ def macs(module: nn.Module, example: torch.Tensor) -> int:
     """Multiply-accumulates of ``module`` for ``example``, which may be on the meta device as it is."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(example)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def _examine(model: nn.Module, clone: Clone, found: Compatibility) -> None:
@@ -209,6 +209,6 @@ def _collisions(model: nn.Module, clone: Clone) -> Iterable[str]:
             yield entry.label
 
 
-def _with(clone: Clone, **changes: list[AdapterConfig] | list[ClassConfig]) -> Clone:
+def _with(clone: Clone, **changes: Any) -> Clone:
     """``clone`` with a smaller configuration; it can be asked about, not attached."""
     return Clone(replace(clone.config, **changes), {}, repo_id=clone.repo_id, revision=clone.revision)

@@ -30,7 +30,7 @@ SOURCE_DIGITS, TARGET_DIGITS = range(5, 10), range(5)
 CLONED = {"five": (5, 6, 7, 8, 9), "three": (5, 7, 9)}
 
 
-class Digits(Dataset):
+class Digits(Dataset[Any]):
     """Some of scikit-learn's 1,797 digits [1, 32, 32], normalised, labelled by their position in ``digits``."""
 
     def __init__(self, digits: Sequence[int], seed: int, train: bool, augment: bool = False) -> None:
@@ -39,7 +39,8 @@ class Digits(Dataset):
 
         bunch = load_digits()
         rng = np.random.RandomState(seed)
-        chosen, labels = [], []
+        chosen: list[int] = []
+        labels: list[int] = []
         for position, digit in enumerate(digits):
             members = rng.permutation(np.flatnonzero(bunch.target == digit))
             cut = int(0.7 * len(members))
@@ -62,7 +63,9 @@ class Digits(Dataset):
 
 
 def run(output: Path, seed: int = 0, say: Callable[[str], None] = print, progress: bool = True) -> dict[str, Any]:
-    """Train, clone, attach, measure, detach; write ``report.json``, the clones and a figure to ``output``.
+    """Train, clone, attach, measure, detach; write to ``output`` the clones, two reports and a figure.
+
+    ``report.html`` is the last clone's own report, ``report.json`` and ``demo.png`` compare all of them.
 
     Returns:
         What ``report.json`` holds.
@@ -78,7 +81,6 @@ def run(output: Path, seed: int = 0, say: Callable[[str], None] = print, progres
         "target_accuracy": _accuracy(target, held_old),
         "clones": {},
     }
-    pictures = {}
     for name, digits in CLONED.items():
         say(f"Cloning what the ResNet knows of the digits {', '.join(map(str, digits))} ...")
         learned = clone(
@@ -97,11 +99,13 @@ def run(output: Path, seed: int = 0, say: Callable[[str], None] = print, progres
         found = measure(target, Clone.from_pretrained(folder), DataLoader(held_new, 128), DataLoader(held_old, 128))
         alone = _accuracy(source, held_new, [SOURCE_DIGITS.index(digit) for digit in digits])
         report["clones"][name] = _row(learned, found, digits, alone)
-        pictures[name] = (found, digits)
+    learned.report.save(output / "report.html")
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _draw(report, output / "demo.png")
     say(table(report))
-    say(f"Written: {output / 'report.json'}, {output / 'demo.png'} and the clones in {output}.")
+    say(
+        f"Written: {output / 'report.html'} (of the last clone: open it in a browser), report.json, demo.png and the clones."
+    )
     return report
 
 
@@ -155,7 +159,12 @@ def _trained(name: str, digits: Sequence[int], seed: int, progress: bool, **argu
             name,
             num_classes=len(digits),
             in_chans=1,
-            pretrained_cfg_overlay={"input_size": (1, SIDE, SIDE), "mean": (0.5,), "std": (0.5,)},
+            pretrained_cfg_overlay={
+                "input_size": (1, SIDE, SIDE),
+                "mean": (0.5,),
+                "std": (0.5,),
+                "label_names": tuple(map(str, digits)),
+            },
             **arguments,
         )
         accelerator = Accelerator()
@@ -175,7 +184,8 @@ def _trained(name: str, digits: Sequence[int], seed: int, progress: bool, **argu
                 optimizer.zero_grad()
                 bar.update()
         bar.close()
-        return accelerator.unwrap_model(model).cpu().eval()
+        trained: nn.Module = accelerator.unwrap_model(model)
+        return trained.cpu().eval()
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ class Detour:
     def __init__(self, patch: Patch, model: nn.Module) -> None:
         """Nothing is changed yet: ``install`` does that."""
         self.patch, self.model = patch, model
-        self.replaced: dict[str, Callable] = {}
+        self.replaced: dict[str, Callable[..., Any]] = {}
         self._between = WeakTensorKeyDictionary()  # features on their way from one step to the other
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Detour:
             if not by_model and any(member is attachment for member, _ in members):
                 self._between.pop(tensor, None)
 
-    def _run(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's own step. No bound method is made of it: torch.compile does not trace that."""
         if name in self.replaced:
             return self.replaced[name](*args, **kwargs)

@@ -67,11 +67,12 @@ def _is_here(where: hub.HubFiles, file: str) -> bool:
 def _check_remote(where: hub.HubFiles, file: str, expected: dict[str, files.TensorSpec], digest: str) -> int:
     """Check a file on the Hub by what the Hub says of it, and by its header; its size in bytes."""
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
     api = HfApi(token=where.options.get("token"), library_name="pnc-hub")
     with hub.explained(where.repo_id, where.commit, file):
         entries = hub.retried(lambda: api.get_paths_info(where.repo_id, [file], revision=where.commit))
-    if not entries or not hasattr(entries[0], "size"):
+    if not entries or not isinstance(entries[0], RepoFile):
         raise CloneNotFoundError("the repository has no such file", file=file)
     size, lfs = entries[0].size, entries[0].lfs
     if lfs and lfs.sha256 != digest:

@@ -45,7 +45,7 @@ class Adapter(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Target layout -> source layout, batch first."""
         maps = resize(to_maps(feature, self.target), self.source.grid).permute(0, 2, 3, 1)
-        mapped = self.map(maps)
+        mapped: Tensor = self.map(maps)
         if self.source.layout == "NHWC":
             return mapped
         if self.source.layout == "NC":
@@ -63,7 +63,7 @@ class _Converted(nn.Module):
     """A module that refuses to be converted to float16 if a weight would become infinite: it would answer, and wrongly."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Converted:
-        super()._apply(fn, recurse)
+        nn.Module._apply(self, fn, recurse)
         for name, tensor in tensors_of(self).items():
             if tensor.dtype == torch.float16 and not tensor.is_meta and not bool(tensor.isfinite().all()):
                 raise TargetError(
@@ -125,7 +125,8 @@ def to_maps(feature: Tensor, point: InsertionPoint) -> Tensor:
         raise InsertionPointError(
             f"{length} tokens behind {point.prefix_tokens} of {point.name!r} make no map of the proportions {point.grid}"
         )
-    return tokens.unflatten(2, (rows, length // rows))
+    maps: Tensor = tokens.unflatten(2, (rows, length // rows))
+    return maps
 
 
 def attributes_of(module: nn.Module) -> dict[str, dict[str, int]]:
@@ -155,9 +156,9 @@ def shrink(module: nn.Module, shapes: dict[str, list[int]], attributes: dict[str
         ):
             raise InsertionPointError(f"tensor {name!r} after the cut can not have shape {shape}; it has {full}")
     for name, values in attributes.items():
-        full = widths.get(name, {})
-        if not full or not all(1 <= value <= full.get(attribute, 0) for attribute, value in values.items()):
-            raise InsertionPointError(f"layer {name!r} after the cut can not have the widths {values}; it has {full}")
+        widest = widths.get(name, {})
+        if not widest or not all(1 <= value <= widest.get(attribute, 0) for attribute, value in values.items()):
+            raise InsertionPointError(f"layer {name!r} after the cut can not have the widths {values}; it has {widest}")
         layer = module.get_submodule(name)
         for attribute, value in values.items():
             setattr(layer, attribute, (value,) if isinstance(getattr(layer, attribute), tuple) else value)
@@ -194,9 +195,9 @@ def put_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
                 name = names[id(old)]
                 new = parameters.setdefault(name, nn.Parameter(tensors[name], requires_grad=False))
                 layer._parameters[attribute] = new
-        for attribute, old in layer._buffers.items():
-            if old is not None:
-                layer._buffers[attribute] = tensors[names[id(old)]]
+        for attribute, buffer in layer._buffers.items():
+            if buffer is not None:
+                layer._buffers[attribute] = tensors[names[id(buffer)]]
 
 
 def _as_int(value: Any) -> int | None:

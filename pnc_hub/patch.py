@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pnc_hub import calls, detour
+from pnc_hub.classifier import as_classifier, heads
 from pnc_hub.errors import ImageError, NoClassifierError, TargetError
 from pnc_hub.points import INPUT
 
@@ -53,8 +54,8 @@ class Patch(nn.Module):
         """For ``model``, whose images have ``channels``; nothing is changed yet: ``install`` does that."""
         super().__init__()
         self.channels = channels
-        self.own = self.width = self.shown = int(model.num_classes)
-        self._head = _heads(model)
+        self.own = self.width = self.shown = int(as_classifier(model).num_classes)
+        self._head = heads(model)
         self.image_names = {step: _first_argument(model, step) for step in ("forward", *detour.STEPS)}
         self.members: tuple[Attachment, ...] = ()
         self.captures: tuple[Capture, ...] = ()
@@ -64,7 +65,7 @@ class Patch(nn.Module):
         return {**self.__dict__, "_pass": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        nn.Module.__setstate__(self, state)
         self._pass = _Pass()
 
     @property
@@ -75,23 +76,23 @@ class Patch(nn.Module):
     def own_width(self, model: nn.Module) -> int:
         """How many classes the model has of its own; somebody may have changed that since the clones came."""
         if model.num_classes != self.shown:
-            return int(model.num_classes)
-        heads = _heads(model)
-        if heads == self._head:
+            return int(as_classifier(model).num_classes)
+        found = heads(model)
+        if found == self._head:
             return self.width
-        widths = (getattr(head, "out_features", getattr(head, "out_channels", None)) for head in heads)
+        widths = (getattr(head, "out_features", getattr(head, "out_channels", None)) for head in found)
         return next((width for width in widths if isinstance(width, int)), self.width)
 
     def show_width(self, model: nn.Module) -> None:
         """Let ``model.num_classes`` tell the width of what the model returns, and without clones what it told before."""
-        width, heads = self.own_width(model), _heads(model)
-        if model.num_classes != self.shown or heads != self._head:  # somebody exchanged the head
+        width, found = self.own_width(model), heads(model)
+        if model.num_classes != self.shown or found != self._head:  # somebody exchanged the head
             self.own = width
-        self.width, self._head = width, heads
+        self.width, self._head = width, found
         self.shown = width + sum(len(member.labels) for member in self.active)
-        model.num_classes = self.shown if self.members else self.own
+        as_classifier(model).num_classes = self.shown if self.members else self.own
 
-    def begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Root pre-hook: take the snapshot, and look at the images.
 
         torch leaves ``kwargs`` out when the hook is registered or removed, by another thread, while the pass begins.
@@ -123,7 +124,7 @@ class Patch(nn.Module):
             return bool(state)
         return state["key"] is not None and state["key"] == calls.under_way(model)
 
-    def look(self, step: str, args: tuple, kwargs: dict[str, Any]) -> None:
+    def look(self, step: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Check and capture the images that the model's method ``step`` is given."""
         images = args[0] if args else kwargs.get(self.image_names[step])
         if images is None:
@@ -152,7 +153,7 @@ class Patch(nn.Module):
         state.update(outer)
         return members, features
 
-    def end(self, model: nn.Module, args: tuple, output: Any) -> Any:
+    def end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Root hook: the target's own logits, then those of each clone. Also called when the forward pass fails."""
         members, features = self.finish(calls.under_way(model))
         return None if output is None or not members else self.extended(model, output, members, features)
@@ -194,11 +195,14 @@ class Patch(nn.Module):
             )
         self.show_width(model)
         self.width = width
-        self.shown = model.num_classes = width + sum(len(member.labels) for member in self.active)
+        self.shown = as_classifier(model).num_classes = width + sum(len(member.labels) for member in self.active)
 
 
 class Capture(nn.Module):
     """The hook on one insertion point."""
+
+    patch: Patch
+    module: nn.Module
 
     def __init__(self, patch: Patch, name: str, module: nn.Module) -> None:
         """Hands the outputs of ``module``, which is called ``name``, to ``patch``."""
@@ -206,7 +210,7 @@ class Capture(nn.Module):
         self.__dict__.update(patch=patch, module=module)  # no submodules: neither is part of the hook
         self.name = name
 
-    def hook(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook."""
         self.patch.capture(self.name, output)
 
@@ -256,12 +260,6 @@ def check_images(images: Tensor, channels: int) -> None:
 def _found(images: Tensor) -> str:
     kind = str(images.dtype).removeprefix("torch.")
     return f"found {_shape(images)} of {kind}; apply the model's timm transform first"
-
-
-def _heads(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The classifier, or both of them."""
-    found = model.get_classifier() if hasattr(model, "get_classifier") else ()
-    return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
 
 def _first_argument(model: nn.Module, step: str) -> str:

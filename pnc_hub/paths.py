@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from pnc_hub.classifier import heads
 from pnc_hub.errors import InsertionPointError
 from pnc_hub.trace import BATCH, Trace, has_tensor
 
@@ -20,7 +21,7 @@ class Paths:
     def __init__(self, model: nn.Module, traced: Trace) -> None:
         """``traced`` is the trace of ``model``."""
         self.model, self.traced = model, traced
-        nodes = list(traced.graph.nodes)
+        nodes: list[fx.Node] = list(traced.graph.nodes)
         self.image, self.output = nodes[0], nodes[-1]
 
     @cached_property
@@ -39,7 +40,8 @@ class Paths:
     def readable(self) -> list[fx.Node]:
         """Module calls on the path, each module called just once, before there are logits."""
         calls = Counter(node.target for node in self.traced.graph.nodes if node.op == "call_module")
-        heads, readable, logits = _heads(self.model), [], set()
+        heads, readable = _head_names(self.model), []
+        logits: set[fx.Node] = set()
         for node in self.path:
             module = node.op == "call_module"
             if not logits.isdisjoint(node.all_input_nodes) or (module and _touches(str(node.target), heads)):
@@ -68,7 +70,7 @@ class Paths:
             if node in used and node.op in ("call_module", "get_attr")
         ]
 
-    def part(self, start: fx.Node, start_name: str, end: fx.Node) -> fx.Graph:
+    def part(self, start: fx.Node, start_name: str, end: Any) -> fx.Graph:
         """The nodes that lead from ``start``, which becomes a placeholder, to ``end``, for any number of images.
 
         Sizes that were taken before ``start`` are constants in it: a feature's grid says nothing of the image's size.
@@ -120,16 +122,14 @@ def _constant(traced: Trace, node: fx.Node, graph: fx.Graph, feature: fx.Node) -
     value = known(traced.values[node])
     if node not in traced.varying or isinstance(value, fx.Node):
         return value
-    if node.target is getattr and isinstance(traced.values[node.args[0]], Tensor):
+    if node.target is getattr and isinstance(traced.values[node.all_input_nodes[0]], Tensor):
         return graph.call_function(getattr, (feature, node.args[1]))
     raise InsertionPointError(f"what follows a cut depends on {node.format_node()}, which can not be known there")
 
 
-def _heads(model: nn.Module) -> list[str]:
-    """Names of all layers that make logits; distilled models have two."""
-    given = model.get_classifier() if hasattr(model, "get_classifier") else None
-    heads = given if isinstance(given, (tuple, list)) else [given]
-    return [name for name, module in model.named_modules() if any(module is head for head in heads)]
+def _head_names(model: nn.Module) -> list[str]:
+    known = heads(model)
+    return [name for name, module in model.named_modules() if any(module is head for head in known)]
 
 
 def _touches(name: str, others: list[str]) -> bool:

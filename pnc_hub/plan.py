@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pnc_hub import probe
 from pnc_hub.artifact import Clone
+from pnc_hub.classifier import as_classifier
 from pnc_hub.config import AdapterConfig, InsertionConfig
 from pnc_hub.errors import (
     ClassCollisionError,
@@ -84,9 +85,10 @@ def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterC
     names = {name for name, _ in model.named_modules()}
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     width = _own_width(model)
-    made_for = [adapter for adapter in clone.config.adapters if adapter.target is not None]
-    for adapter in made_for:
+    for adapter in clone.config.adapters:
         target, insertion = adapter.target, adapter.insertion
+        if target is None:
+            continue
         at_input = insertion.module == INPUT
         if at_input and (architecture, width) == (target.architecture, target.num_classes):
             return adapter
@@ -94,7 +96,8 @@ def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterC
             _check_tokens(model, insertion)
             return adapter
     universal = next((adapter for adapter in clone.config.adapters if adapter.target is None), None)
-    relatives = [adapter for adapter in made_for if architecture in (None, adapter.target.architecture)]
+    made_for = [adapter for adapter in clone.config.adapters if adapter.target is not None]
+    relatives = [a for a in made_for if a.target and architecture in (None, a.target.architecture)]
     if on_mismatch == "warn" and (relatives or universal is None):
         return _forced_adapter(model, clone, relatives or made_for, architecture)
     if universal is None:
@@ -147,7 +150,9 @@ def _how_far_off(model: nn.Module, clone: Clone, adapter: AdapterConfig) -> str:
 
 
 def _mismatch(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> str:
-    targets = ", ".join(f"{a.target.hub_id or a.target.architecture} (at {a.insertion.module})" for a in made_for)
+    targets = ", ".join(
+        f"{a.target.hub_id or a.target.architecture} (at {a.insertion.module})" for a in made_for if a.target
+    )
     return (
         f"the clone was made for {targets or 'no target'}, and the weights of this"
         f" {architecture or type(model).__name__} up to the insertion point are others. Load the weights it was made for,"
@@ -170,4 +175,4 @@ def check_labels(model: nn.Module, clone: Clone, present_clones: Iterable[Attach
 
 def _own_width(model: nn.Module) -> int:
     joined = patch_of(model)
-    return joined.own_width(model) if joined else int(model.num_classes)
+    return joined.own_width(model) if joined else int(as_classifier(model).num_classes)

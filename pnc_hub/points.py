@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pnc_hub.classifier import heads
 from pnc_hub.detour import overrides
 from pnc_hub.errors import InsertionPointError
 from pnc_hub.paths import Paths
@@ -200,8 +201,8 @@ def insertion_points(model: nn.Module) -> tuple[InsertionPoint, ...]:
 
 def classifier_name(model: nn.Module) -> str:
     """Path of the module that ``model.get_classifier()`` returns, or "" where it is no single module of the model."""
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
-    return next((name for name, module in model.named_modules() if module is classifier), "")
+    known = heads(model)
+    return next((name for name, module in model.named_modules() if len(known) == 1 and module is known[0]), "")
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +46,15 @@ class Preprocess:
 class Reprocess(nn.Module):
     """Turns images made for one model into images made for another: mean, standard deviation, channels and size."""
 
+    given_mean: Tensor
+    given_std: Tensor
+    wanted_mean: Tensor
+    wanted_std: Tensor
+
     def __init__(self, given: Preprocess, wanted: Preprocess) -> None:
         """``given`` is the convention of the images that will come, ``wanted`` that of the network behind."""
         super().__init__()
-        self.size = tuple(wanted.input_size[1:])
+        self.size = wanted.input_size[1:]
         self.channels = wanted.input_size[0]
         mean, std = _column(given.mean), _column(given.std)
         self.register_buffer("given_mean", mean, persistent=False)
@@ -67,7 +73,7 @@ class Reprocess(nn.Module):
         return resize(images, self.size)
 
 
-def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, C, H, W] -> [B, C, *size]: averages where the map shrinks, interpolates where it grows."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
@@ -88,7 +94,7 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     return int(channels), int(height), int(width)
 
 
-def _channels(model: nn.Module, cfg: dict) -> int | None:
+def _channels(model: nn.Module, cfg: dict[str, Any]) -> int | None:
     """What the model says of its images, or its first convolution does (which may come behind a rearrangement)."""
     told = getattr(model, "in_chans", None)
     if isinstance(told, int):
@@ -99,7 +105,7 @@ def _channels(model: nn.Module, cfg: dict) -> int | None:
     return next((layer.in_channels for layer in convolutions if isinstance(layer, nn.Conv2d)), None)
 
 
-def _cfg(model: nn.Module) -> dict:
+def _cfg(model: nn.Module) -> dict[str, Any]:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return {**_DEFAULT, **{key: value for key, value in dict(cfg).items() if value is not None}}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ def feature_error(model: nn.Module, clone: Clone, adapter: AdapterConfig, size: 
         return float("inf")
     reference = next(model.parameters(), torch.zeros(()))
 
-    def read(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+    def read(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
         seen.append(output.clone())
         raise _EnoughError
 

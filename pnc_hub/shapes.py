@@ -26,7 +26,7 @@ class ShapesOnly(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Called by torch for every operation."""
         _ALLOWED.left -= 1

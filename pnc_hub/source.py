@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import timm
 import torch
 from torch import Tensor, fx, nn
 
+from pnc_hub.classifier import as_classifier
 from pnc_hub.errors import SourceError
 from pnc_hub.points import InsertionPoint, Skeleton, classifier_name
 from pnc_hub.shapes import ShapesOnly, at_most
@@ -32,7 +34,7 @@ class Part(nn.Module):
         super().__init__()
         self._origin = (source, side, cut)
         graph: fx.GraphModule = getattr(source.skeleton, side)(source.skeleton.model, cut)
-        self._function = type(graph).forward
+        self._function: Callable[[nn.Module, Tensor], Tensor] = type(graph).forward
         for table in ("_parameters", "_buffers", "_modules"):
             getattr(self, table).update(getattr(graph, table))
 
@@ -45,7 +47,7 @@ class Part(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_function"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        nn.Module.__setstate__(self, state)
         source, side, cut = self._origin
         self._function = source.part(side, cut)._function
 
@@ -61,7 +63,7 @@ class Source:
                 model = timm.create_model(architecture, pretrained=False, **model_args)
             self.skeleton = Skeleton(model, size, own=True)
             _ = self.skeleton.graph  # traced now, while operations are counted
-        self.num_classes = int(model.num_classes)
+        self.num_classes = as_classifier(model).num_classes
         self.model, self.features = without_classifier(self.skeleton.model)
         self._parts: dict[tuple[str, str], Part] = {}
         self.passed: set[bytes] = set()  # what ``assembly`` has found to run
@@ -101,7 +103,7 @@ class Source:
 
 
 @lru_cache(maxsize=32)
-def _remembered(architecture: str, model_args: tuple, size: tuple[int, int, int], _written: str) -> Source:
+def _remembered(architecture: str, model_args: tuple[Any, ...], size: tuple[int, int, int], _written: str) -> Source:
     """``_written`` tells True from 1, which are equal and mean different things to timm's constructors."""
     return Source(architecture, dict(model_args), size)
 

@@ -8,10 +8,11 @@ real pass. What would make the graph wrong for another batch, device or dtype is
 from __future__ import annotations
 
 import inspect
+import operator
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -59,7 +60,7 @@ def has_tensor(value: Any) -> bool:
     return any(map(has_tensor, value)) if isinstance(value, (tuple, list)) else isinstance(value, Tensor)
 
 
-def _functions_of_one_tensor() -> tuple[Callable, ...]:
+def _functions_of_one_tensor() -> tuple[Callable[..., Any], ...]:
     """Functions that timm asks not to trace, but for those that may return None, for which no proxy can stand."""
     from timm.layers import get_notrace_functions
 
@@ -77,11 +78,15 @@ class _Tracer(fx.Tracer):
         self.varying: set[fx.Node] = set()
         self._thread, self._evaluating = threading.get_ident(), False
 
-    def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple[Any, list]:
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
         """The image alone is an argument of the graph, so that the others have their defaults, as in ``model(image)``."""
         return root_fn, [self.root, self.create_proxy("placeholder", "image", (), {})]
 
-    def create_node(self, kind: str, target: Any, args: tuple, kwargs: dict, *rest: Any, **more: Any) -> fx.Node:
+    def create_node(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any
+    ) -> fx.Node:
         """Record a node and compute it."""
         node = super().create_node(kind, target, args, kwargs, *rest, **more)
         if kind != "output":
@@ -94,7 +99,9 @@ class _Tracer(fx.Tracer):
                 self.varying.add(node)
         return node
 
-    def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *rest: Any, **more: Any) -> Any:
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any
+    ) -> Any:
         """A proxy that knows its value; None and containers are themselves, so that ``is None`` and ``isinstance`` hold."""
         return self._unpacked(super().create_proxy(kind, target, args, kwargs, *rest, **more))
 
@@ -106,7 +113,9 @@ class _Tracer(fx.Tracer):
         """What stands for ``a`` in the graph. Proxies come first: they say that they are tensors."""
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """A node for modules that return one tensor; the others are looked into, because hooks need one tensor."""
         if self._computes_in_earnest:
             return forward(*args, **kwargs)
@@ -150,7 +159,7 @@ class _Tracer(fx.Tracer):
             if node.op != "get_attr":
                 self.graph.erase_node(node)
 
-    def _unpacked(self, proxy: _Proxy) -> Any:
+    def _unpacked(self, proxy: Any) -> Any:
         value = proxy.value
         if type(value) in (tuple, list):
             return type(value)(proxy[place] for place in range(len(value)))
@@ -159,17 +168,18 @@ class _Tracer(fx.Tracer):
         return None if value is None else proxy
 
     def _evaluate(self, node: fx.Node) -> Any:
+        target: Any = node.target
         if node.op == "placeholder":
             return torch.empty(BATCH, *self.size, device="meta")
         if node.op == "get_attr":
-            owner, _, name = node.target.rpartition(".")
+            owner, _, name = target.rpartition(".")
             return getattr(self.root.get_submodule(owner), name)
         args, kwargs = self._values_in(node.args), self._values_in(node.kwargs)
         if node.op == "call_module":
-            return self.root.get_submodule(node.target)(*args, **kwargs)
+            return self.root.get_submodule(target)(*args, **kwargs)
         if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
 
     def _values_in(self, argument: Any) -> Any:
         """``argument`` with values for nodes; in lists of its own, since a module may change a list that it is given."""
@@ -193,8 +203,8 @@ class _Tracer(fx.Tracer):
             return False  # as a whole; its items are judged when they are taken out
         if isinstance(value, int) and value and value % BATCH == 0:
             return True
-        if node.target is getattr and isinstance(self.values.get(node.args[0]), Tensor):
-            return node.args[1] != "ndim"
+        if node.target is getattr and isinstance(self.values.get(node.all_input_nodes[0]), Tensor):
+            return bool(node.args[1] != "ndim")
         return not self.varying.isdisjoint(node.all_input_nodes)
 
 
@@ -203,7 +213,11 @@ class _Proxy(fx.Proxy):
 
     tracer: _Tracer
 
-    @property
+    if TYPE_CHECKING:  # torch gives all proxies their operators when it is imported
+
+        def __getitem__(self, place: Any) -> Any: ...
+
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(self.value)  # for isinstance, which looks at both
 
@@ -229,7 +243,7 @@ class _Proxy(fx.Proxy):
         return bool(self.tracer.fixed(self))
 
     def __index__(self) -> int:
-        return self.tracer.fixed(self).__index__()
+        return operator.index(self.tracer.fixed(self))
 
     def __int__(self) -> int:
         return int(self.tracer.fixed(self))

@@ -150,7 +150,7 @@ def _probed(clone: Clone) -> Iterator[Finding]:
 def _unchecked(clone: Clone, known: set[str]) -> Iterator[Finding]:
     """What an artifact alone can not show."""
     for adapter in clone.config.adapters:
-        if adapter.insertion.module != INPUT:
+        if adapter.target is not None and adapter.insertion.module != INPUT:
             name = adapter.target.hub_id or adapter.target.architecture or "the target"
             yield Finding(
                 f"feature of {adapter.name}",

@@ -1,12 +1,8 @@
-"""What was measured, for a person to read; and the figures that are drawn of it."""
-
-import io
+"""What was measured, for a person to read."""
 
 import pytest
-from PIL import Image
 from test_card import METRICS, PORTED
 
-from pnc_hub import figures
 from pnc_hub.artifact import Clone
 from pnc_hub.report import PORTED_ROWS, ROWS, shown
 
@@ -58,39 +54,3 @@ def test_text_where_a_number_is_usual_is_shown(clone):
 )
 def test_values(value, kind, text):
     assert shown(value, kind) == text
-
-
-class TestFigures:
-    def test_one_for_the_accuracies_and_one_for_each_curve(self, clone):
-        drawn = figures.draw(clone)
-        assert list(drawn) == figures.names(clone)
-        assert list(drawn) == ["figures/accuracy.png", f"figures/insertion-{clone.config.adapters[0].name}.png"]
-        for content in drawn.values():
-            picture = Image.open(io.BytesIO(content))
-            assert picture.format == "PNG"
-            assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
-
-    def test_the_same_measurements_give_the_same_bytes(self, clone):
-        first = figures.draw(clone)
-        assert figures.draw(clone) == first
-        clone.config.adapters[0].metrics["tar"] = 0.5
-        assert [file for file, content in figures.draw(clone).items() if content != first[file]] == [
-            "figures/accuracy.png"
-        ]
-
-    @pytest.mark.parametrize(
-        "metrics", [{}, {"ori": "x", "target_alone": None, "tar": 0.5}, {"curve.a": 1.0, "curve.b": "x"}]
-    )
-    def test_nothing_measured_no_figure(self, clone, metrics):
-        clone.config.adapters[0].metrics = metrics
-        assert figures.draw(clone) == {}
-
-    def test_they_are_saved_with_the_clone_and_named_in_its_page(self, clone, tmp_path):
-        folder = clone.save_pretrained(tmp_path / "saved")
-        for file in figures.names(clone):
-            assert (folder / file).read_bytes() == figures.draw(clone)[file]
-            assert f"]({file})" in (folder / "README.md").read_text()
-
-    def test_an_insertion_point_has_one_bar_that_of_the_best_cut(self):
-        places = [{"insertion": "a", "avg_u": None, "tar": value} for value in (0.2, 0.9, 0.4)]
-        assert figures.curve_metrics([*places, {"insertion": "b" * 80, "avg_u": 1.0, "tar": 1.0}]) == {"curve.a": 0.9}

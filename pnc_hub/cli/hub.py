@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from pnc_hub.cli import common
+from pnc_hub.cli import common, completion
 
 
 @click.command()
-@click.argument("folder")
+@click.argument("folder", shell_complete=completion.folders)
 @click.argument("repo_id", metavar="USER/NAME")
 @click.option("--private/--public", default=None, help="Visibility, where the repository is new.")
 @click.option("--revision", help="Branch to commit to.")
@@ -28,13 +28,12 @@ def publish(
     datasets: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Publish the clone in FOLDER as one commit of the Hub repository USER/NAME.
+    """Publish the clone in FOLDER as USER/NAME on the Hub.
 
-    The repository is created if it is not there. Log in first, with `hf auth login`.
+    That is one commit, and what is there already is not uploaded again. The repository is created if it is not there. Log in
+    first, with `hf auth login`.
     """
-    from pnc_hub import Clone
-
-    commit = Clone.from_pretrained(folder).push_to_hub(
+    commit = common.read(folder).push_to_hub(
         repo_id,
         private=private,
         revision=revision,
@@ -49,7 +48,9 @@ def publish(
 
 @click.command()
 @click.argument("classes", nargs=-1, metavar="[CLASS]...")
-@click.option("--target", help="What it is to be attached to: resnet50, or resnet50.a1_in1k.")
+@click.option(
+    "--target", shell_complete=completion.models, help="What it is to be attached to: resnet50, or resnet50.a1_in1k."
+)
 @click.option("--source", help="Hub id of the model that it was cloned from.")
 @click.option("--author", help="User or organisation.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many to list, at most.")
@@ -72,6 +73,3 @@ def search(
         lambda: [asdict(info) for info in found],
         as_json,
     )
-
-
-COMMANDS = (publish, search)

@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
-import sys
+import functools
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pnc_hub.cli import common
+from pnc_hub.cli import common, completion, models
+
+if TYPE_CHECKING:
+    from pnc_hub.points import InsertionPoint
 
 
 @click.command()
-@click.option(
-    "--output", type=click.Path(path_type=Path), default="pnc-demo", show_default=True, help="Where to write."
-)
-@click.option("--seed", default=0, show_default=True, help="Makes everything reproducible.")
-def demo(output: Path, seed: int) -> None:
-    """The whole story on handwritten digits: offline, in about two minutes."""
-    try:
-        from pnc_hub import demo as story
-    except ModuleNotFoundError as error:
-        raise click.ClickException(str(error)) from error
-    story.run(output, seed, say=click.echo, progress=sys.stderr.isatty())
+@click.option("--output", type=common.FOLDER, default="pnc-demo", show_default=True, help="Where to write.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Makes everything reproducible.")
+@common.as_json
+def demo(output: Path, seed: int, as_json: bool) -> None:
+    """The whole story on handwritten digits: offline, two minutes."""
+    from pnc_hub import demo as story
+
+    say = functools.partial(click.echo, err=as_json)
+    found = story.run(output, seed, say=say, progress=common.is_watched())
+    if as_json:
+        common.show(str, lambda: found, as_json)
 
 
 @click.command()
-@click.argument("model")
-def points(model: str) -> None:
-    """List where a clone can be inserted into MODEL (a timm name), or where it can be cut."""
+@click.argument("model", shell_complete=completion.models)
+@models.arguments
+@common.as_json
+def points(model: str, model_args: dict[str, Any], as_json: bool) -> None:
+    """List where a clone can be inserted into MODEL, or MODEL be cut.
+
+    MODEL is a name that timm knows, or hf-hub:user/name; its weights are not needed.
+    """
     import torch
 
     from pnc_hub.points import insertion_points
 
     with torch.device("meta"):
-        built = common.timm_model(model)
+        built = models.timm_model(model, **model_args)
     found = insertion_points(built)
-    click.echo(f"{'name':<28}{'channels':>9}{'reduction':>11}  {'layout':<6}{'grid':>10}")
+    common.show(lambda: _table(found), lambda: [asdict(point) for point in found], as_json)
+
+
+def _table(found: tuple[InsertionPoint, ...]) -> str:
+    lines = [f"{'name':<28}{'channels':>9}{'reduction':>11}  {'layout':<6}{'grid':>10}"]
     for point in found:
         grid = f"{point.grid[0]}x{point.grid[1]}"
-        click.echo(f"{point.name:<28}{point.channels:>9}{point.reduction:>11}  {point.layout:<6}{grid:>10}")
-
-
-COMMANDS = (demo, points)
+        lines.append(f"{point.name:<28}{point.channels:>9}{point.reduction:>11}  {point.layout:<6}{grid:>10}")
+    return "\n".join(lines)

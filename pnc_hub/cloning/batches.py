@@ -26,10 +26,10 @@ class Split:
     and ``report`` is read once, when all is done.
     """
 
-    fit: Dataset
-    choose: Dataset
-    calibrate: Dataset
-    report: Dataset
+    fit: Subset[Any]
+    choose: Subset[Any]
+    calibrate: Subset[Any]
+    report: Subset[Any]
 
     @classmethod
     def of(cls, dataset: Images, seed: int, held_out: float = 0.1) -> Split:
@@ -71,8 +71,8 @@ class Batches:
         return sum(len(split.fit) + len(split.choose) + len(split.calibrate) for split in splits)
 
     def loader(
-        self, parts: Iterable[Dataset | None], shuffle: bool = False, most: int | None = None, whole: bool = False
-    ) -> DataLoader:
+        self, parts: Iterable[Dataset[Any] | None], shuffle: bool = False, most: int | None = None, whole: bool = False
+    ) -> DataLoader[Any]:
         """Batches over several data sets together, shared among the processes.
 
         Of n processes the p-th reads the batches p, p + n, ... of those that one process reads. Shuffled ones, which are
@@ -100,10 +100,12 @@ class Batches:
             drop_last=shared or (shuffle and len(dataset) > size and len(dataset) % size == 1),
         )
         if whole:
-            return prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
-        return self.accelerator.prepare(loader)
+            prepared: DataLoader[Any] = prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
+        else:
+            prepared = self.accelerator.prepare(loader)
+        return prepared
 
-    def mixed(self, name: str, each: int | None = None, **options: Any) -> DataLoader:
+    def mixed(self, name: str, each: int | None = None, **options: Any) -> DataLoader[Any]:
         """Images of both sides from the part ``name``, at most ``each`` of either; the target's come unlabelled.
 
         Shuffled ones are for training: there the side that has fewer images shows them again, until both have as many.
@@ -124,8 +126,8 @@ class Batches:
         return Subset(dataset, order[:most].tolist())
 
 
-class _Unlabelled(Dataset):
-    def __init__(self, dataset: Dataset) -> None:
+class _Unlabelled(Dataset[Any]):
+    def __init__(self, dataset: Subset[Any]) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:

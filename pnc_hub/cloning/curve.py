@@ -19,7 +19,7 @@ from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning.batches import Batches
 from pnc_hub.cloning.evaluate import gather
 from pnc_hub.cloning.localize import parameters
-from pnc_hub.cloning.networks import Networks
+from pnc_hub.cloning.networks import Networks, SourceAndTarget
 from pnc_hub.cloning.stitch import Candidate
 from pnc_hub.module import CloneModule, empty
 from pnc_hub.points import InsertionPoint
@@ -87,7 +87,7 @@ def insertion_curve(
 
 @torch.no_grad()
 def judge(
-    networks: Networks, batches: Batches, modules: list[tuple[Candidate, CloneModule]], images: int = IMAGES
+    networks: SourceAndTarget, batches: Batches, modules: list[tuple[Candidate, CloneModule]], images: int = IMAGES
 ) -> list[Place]:
     """How modules do as they are, with a gate of their own, on so many images of each side and part; best first."""
     points = {candidate.target.name for candidate, _ in modules}
@@ -100,8 +100,11 @@ def judge(
         return tuple(columns)
 
     parts = [
-        [side and gather(read, batches.loader([getattr(side, part)], most=images)) for side in sides]
-        for part, sides in ((part, (batches.cloned, batches.target)) for part in ("fit", "choose"))
+        (
+            gather(read, batches.loader([getattr(batches.cloned, part)], most=images)),
+            gather(read, batches.loader([getattr(batches.target, part)], most=images)) if batches.target else None,
+        )
+        for part in ("fit", "choose")
     ]
     places = [
         _place(2 + 2 * number, *pair, parts, (batches.covered, networks.odds)) for number, pair in enumerate(modules)
@@ -110,7 +113,9 @@ def judge(
 
 
 def _ranked(places: list[Place], images: int) -> list[Place]:
-    """Best first; accuracies that differ by less than a standard error are the same, and the second score decides, then cost.
+    """Best first; accuracies that differ by less than a standard error are the same, and the second score decides.
+
+    Few images make all of these equal: then how well the source's logits are reproduced decides, to a tenth, then cost.
 
     Args:
         places: in any order.
@@ -120,11 +125,14 @@ def _ranked(places: list[Place], images: int) -> list[Place]:
     best = (places[0].score[0] * images + 1) / (images + 2)  # of a hundred right answers the next may still be wrong
     error = math.sqrt(best * (1 - best) / images / (1 if places[0].avg_u is None else 2))
     alike = [place for place in places if place.score[0] >= best - error]
-    return sorted(alike, key=lambda place: (-round(place.score[1], 3), place.macs)) + places[len(alike) :]
+    ordered = sorted(alike, key=lambda place: (-round(place.score[1], 3), -round(place.match, 1), place.macs))
+    return ordered + places[len(alike) :]
 
 
-def _place(column: int, candidate: Candidate, module: CloneModule, parts: list, known: tuple[bool, float]) -> Place:
-    fit, choose = ([side and _evidence(side, column) for side in part] for part in parts)
+def _place(
+    column: int, candidate: Candidate, module: CloneModule, parts: list[Any], known: tuple[bool, float]
+) -> Place:
+    fit, choose = ((_evidence(own, column), old and _evidence(old, column)) for own, old in parts)
     goal, found = (torch.cat([side[k] for side in parts[1] if side]) for k in (1, column))
     new, old = choose
     avg_u = separation = None
@@ -146,7 +154,7 @@ def _place(column: int, candidate: Candidate, module: CloneModule, parts: list, 
 
 def _evidence(side: tuple[Tensor, ...], column: int) -> gates.Evidence:
     """Of scalars alone: they are enough to compare places, and features would take a fit of thousands of weights each."""
-    return gates.Evidence(side[0], *side[column : column + 2], side[0].new_zeros(len(side[0]), 0), side[-1])
+    return gates.Evidence(side[0], side[column], side[column + 1], side[0].new_zeros(len(side[0]), 0), side[-1])
 
 
 def macs(module: nn.Module, point: InsertionPoint) -> int:

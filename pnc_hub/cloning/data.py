@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from pnc_hub import checks, labels
+from pnc_hub.classifier import as_classifier
 from pnc_hub.cloning.streams import Streamed
 from pnc_hub.errors import DataError, ImageError, PncHubError, SourceError
 from pnc_hub.labels import same_label
@@ -29,7 +30,7 @@ READERS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Images(Dataset):
+class Images(Dataset[Any]):
     """Images of some classes of ``dataset``, transformed for ``preprocess``, with labels of our own numbering."""
 
     def __init__(self, dataset: Any, preprocess: Preprocess, relabel: Mapping[int, int] | None) -> None:
@@ -59,7 +60,8 @@ class Images(Dataset):
             return image
         if not hasattr(image, "convert"):
             raise ImageError(f"an image is a PIL image or a tensor, found {type(image).__name__}")
-        return self.transform(image.convert("L" if self.preprocess.input_size[0] == 1 else "RGB"))
+        transformed: Tensor = self.transform(image.convert("L" if self.preprocess.input_size[0] == 1 else "RGB"))
+        return transformed
 
 
 def open_dataset(data: Any, seed: int = 0) -> Any:
@@ -131,11 +133,11 @@ def _opened(name: str) -> Any:
     if kind.lower() == "torch":
         return create_dataset(name, root="", split="train")
     # streams are read to their end, so that it does not matter that their length may be unknown
-    length = {"num_samples": 1} if kind.lower() == "hfids" else {}
+    length: dict[str, Any] = {"num_samples": 1} if kind.lower() == "hfids" else {}
     return create_dataset(name, split="train", **length)
 
 
-def _sampled(stream: IterableDataset, seed: int) -> Streamed:
+def _sampled(stream: IterableDataset[Any], seed: int) -> Streamed:
     sample = Streamed(stream, seed)
     reader = getattr(stream, "reader", None)
     features = getattr(getattr(reader, "ds", None), "features", None) or {}  # hfids may know them only now
@@ -172,7 +174,7 @@ def resolve_classes(classes: Mapping[str, int] | Sequence[str | int], source: nn
     Raises:
         SourceError: a class is not one of the source's, or is named twice.
     """
-    count = int(source.num_classes)
+    count = as_classifier(source).num_classes
     known = labels.class_names(source, count)
     if isinstance(classes, str):
         raise SourceError(f"classes are a list or a mapping, received the text {classes!r:.80}; give [{classes!r:.80}]")
@@ -199,7 +201,7 @@ def relabel_cloned(classes: dict[str, int], source: nn.Module, dataset: Any) -> 
     Without names the data set's labels are the source's class indices; with names they are matched to the cloned labels, to
     the other names that the source's classes go by, and to their indices.
     """
-    names, known = class_names(dataset), labels.class_names(source, int(source.num_classes))
+    names, known = class_names(dataset), labels.class_names(source, as_classifier(source).num_classes)
     if names is None:
         return {index: position for position, index in enumerate(classes.values())}
     label_of = {same_label(name): label for label, name in enumerate(names)}
@@ -221,7 +223,7 @@ def relabel_target(target: nn.Module, dataset: Any, cloned: Iterable[str]) -> di
 
     Images of classes that have the name of a ``cloned`` one are left out: they are no examples of anything else.
     """
-    names, count = class_names(dataset), int(target.num_classes)
+    names, count = class_names(dataset), as_classifier(target).num_classes
     if names is None:
         return {index: index for index in range(count)}
     known = labels.class_names(target, count)
@@ -230,7 +232,8 @@ def relabel_target(target: nn.Module, dataset: Any, cloned: Iterable[str]) -> di
     index_of = {same_label(name): index for index, aliases in enumerate(known or ()) for name in aliases}
     new = {same_label(label) for label in cloned}
     mapped = {label: index_of.get(same_label(name)) for label, name in enumerate(names) if same_label(name) not in new}
-    return mapped if None not in mapped.values() else dict.fromkeys(mapped, UNLABELLED)
+    known_ones = {label: index for label, index in mapped.items() if index is not None}
+    return known_ones if len(known_ones) == len(mapped) else dict.fromkeys(mapped, UNLABELLED)
 
 
 def other_classes(dataset: Any, cloned: Mapping[int, int]) -> dict[int, int]:
@@ -263,7 +266,8 @@ def _resolve(entry: Any, known: list[tuple[str, ...]] | None, source: nn.Module,
 
 def _labels(dataset: Any) -> list[int]:
     """Label of every image, without reading the images if the dataset allows it."""
-    reader, targets = getattr(dataset, "reader", None), getattr(dataset, "targets", None)
+    reader: Any = getattr(dataset, "reader", None)
+    targets: Any = getattr(dataset, "targets", None)
     if hasattr(reader, "iter_targets"):  # Hugging Face datasets: the column
         targets = _failing("the labels could not be read", list, reader.iter_targets())
     elif hasattr(reader, "targets"):  # tar files

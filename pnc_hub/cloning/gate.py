@@ -44,7 +44,8 @@ class Evidence:
     def gate_logit(self, gate: Gate) -> Tensor:
         """[N]."""
         with torch.no_grad():
-            return gate(self.target_logits, self.clone_logits, self.reject, self.features)
+            logit: Tensor = gate(self.target_logits, self.clone_logits, self.reject, self.features)
+        return logit
 
     def margin(self, gate: Gate) -> Tensor:
         """[N]; positive where the prediction goes to the clone."""
@@ -84,8 +85,9 @@ def fit(
         return _fixed(*held_out, odds)
     x = torch.cat([_inputs(cloned, columns), _inputs(target, columns)]).numpy()
     y = np.r_[np.ones(len(cloned)), np.zeros(len(target))]
-    x_held = torch.cat([_inputs(part, columns) for part in held_out]).numpy()
-    y_held = np.r_[np.ones(len(held_out[0])), np.zeros(len(held_out[1]))]
+    held = [part for part in held_out if part is not None]
+    x_held = torch.cat([_inputs(part, columns) for part in held]).numpy()
+    y_held = np.concatenate([np.full(len(part), 1.0 - place) for place, part in enumerate(held)])
     mean, spread = x.mean(0), x.std(0) + 1e-6
     fitted = [
         _logistic((x - mean) / spread, y, penalty, width)
@@ -94,10 +96,10 @@ def fit(
     ]
     weight, bias = min(fitted, key=lambda solution: _log_loss((x_held - mean) / spread, y_held, *solution))
     gate = Gate(x.shape[1] - len(columns)).requires_grad_(False)
-    weight = torch.from_numpy(weight / spread).float()
-    gate.scalars[columns] = weight[: len(columns)]
-    gate.features.copy_(weight[len(columns) :])
-    gate.bias.fill_(float(bias - (weight.numpy() * mean).sum()))
+    weights = torch.from_numpy(weight / spread).float()
+    gate.scalars[columns] = weights[: len(columns)]
+    gate.features.copy_(weights[len(columns) :])
+    gate.bias.fill_(float(bias - (weights.numpy() * mean).sum()))
     return gate
 
 

@@ -22,8 +22,9 @@ from pnc_hub import attachment, files
 from pnc_hub.artifact import Clone
 from pnc_hub.cloning import data as images_of
 from pnc_hub.cloning import gate as gates
+from pnc_hub.cloning.album import Album, class_names_of
 from pnc_hub.cloning.batches import Batches, Split
-from pnc_hub.cloning.evaluate import measure
+from pnc_hub.cloning.evaluate import observe
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import Learned, package, source_config
 from pnc_hub.cloning.refine import Recipe
@@ -171,23 +172,26 @@ def clone(
             bar.set_description("measure")
             result = package(learned, networks, described, wanted, target_id, target)
             result.curve = tuple(place.row() for place in places)
-            _report(result, learned, networks, prepared, regime, time.perf_counter() - started)
+            album = Album(networks.target.preprocess, class_names_of(target, others), result.labels)
+            _report(result, learned, networks, prepared, album)
+            result.config.adapters[0].metrics |= {
+                "regime": regime,
+                "locality_budget": locality_budget,
+                "seconds": round(time.perf_counter() - started, 2),
+            }
     return broadcast_object_list([result])[0]
 
 
-def _report(
-    result: Clone, learned: Learned, networks: Networks, prepared: Batches, regime: str, seconds: float
-) -> None:
-    """Measure on the part that no choice was made on, and record it with the adapter."""
+def _report(result: Clone, learned: Learned, networks: Networks, prepared: Batches, album: Album) -> None:
+    """Measure on the part that no choice was made on, record it with the adapter, and keep a few of its photos in memory."""
     old = prepared.loader([prepared.target.report], most=MAX_REPORT_IMAGES) if prepared.target else None
     cloned = prepared.loader([prepared.cloned.report], most=MAX_REPORT_IMAGES)
     adapter = result.config.adapters[0]
-    measured = measure(networks.target.model, result, cloned, old)
+    observed = observe(networks.target.model, result, cloned, old, album)
     among_cloned, among_all = _source_alone(networks, cloned)
     adapter.metrics = {
         **adapter.metrics,
-        **measured,
-        **curve_metrics(result.curve),
+        **observed.shares(),
         "source_alone": among_cloned,
         "source_alone_among_all": among_all,
         "insertion": learned.target.name,
@@ -198,10 +202,11 @@ def _report(
         "prefix_bytes": result.nbytes(files.PREFIX),
         "match": learned.match,
         **learned.stages,
-        "regime": regime,
         "images": prepared.used,
-        "seconds": round(seconds, 2),
+        **curve_metrics(result.curve, learned.target.name),
+        **observed.series(),
     }
+    result.photos = album.photos()
 
 
 def _size(keep: float, budget: Mapping[str, float] | None, networks: Networks) -> Size:
@@ -256,7 +261,7 @@ def covers(old: images_of.Images, target: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _source_alone(networks: Networks, batches: Iterable) -> tuple[float, float]:
+def _source_alone(networks: Networks, batches: Iterable[Any]) -> tuple[float, float]:
     """Accuracy of the source among the cloned classes and among all of its own; warns if the labels do not seem to fit."""
     among_cloned, among_all, count = 0, 0, 0
     for images, labels in batches:

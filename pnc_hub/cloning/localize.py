@@ -12,6 +12,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -111,8 +112,9 @@ def prune(
             logger.info("pruning after %s failed: %s: %s", cut.name, type(error).__name__, error)
             failure = error
             continue
-        repair.after(whole[1], whole[2], original, batches, repairs)
-        return whole[1], whole[2]
+        pruned, rows = whole[1], cast(nn.Linear, whole[2])
+        repair.after(pruned, rows, original, batches, repairs)
+        return pruned, rows
     raise SourceError(
         f"the source after {cut.name!r} can not be pruned to {largest:,} parameters (it has {size:,}); allow more with keep=,"
         " or cut later"
@@ -235,10 +237,10 @@ def _remove(whole: nn.Sequential, units: Units, kept: Sequence[Tensor], cut: Ins
 def _stand_in(cut: InsertionPoint, device: torch.device) -> nn.Module:
     """An identity layer in the adapter's place: what is coupled to its output may not be pruned."""
     if cut.layout == "NCHW":
-        layer: nn.Module = nn.Conv2d(cut.channels, cut.channels, 1, device=device)
+        layer: nn.Conv2d | nn.Linear = nn.Conv2d(cut.channels, cut.channels, 1, device=device)
         nn.init.dirac_(layer.weight)
     else:
         layer = nn.Linear(cut.channels, cut.channels, device=device)
         nn.init.eye_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    nn.init.zeros_(cast(Tensor, layer.bias))
     return layer

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pnc_hub import attachment
+from pnc_hub.classifier import as_classifier
 from pnc_hub.errors import SourceError
 from pnc_hub.points import INPUT, InsertionPoint, Skeleton
 from pnc_hub.preprocess import Preprocess, Reprocess
@@ -45,7 +46,7 @@ class Reader:
         try:
             for name in set(points) - {INPUT}:
 
-                def keep(_module: nn.Module, _args: tuple, output: Tensor, name: str = name) -> None:
+                def keep(_module: nn.Module, _args: tuple[Any, ...], output: Tensor, name: str = name) -> None:
                     features[name] = output.clone()  # a later layer may work in place
 
                 handles.append(self.model.get_submodule(name).register_forward_hook(keep))
@@ -61,7 +62,7 @@ class Reader:
             return images
         found: list[Tensor] = []
 
-        def stop(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+        def stop(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
             found.append(output)
             raise _Reached
 
@@ -79,6 +80,26 @@ class _Reached(Exception):
     """The feature that was asked for is there; the rest of the forward pass is not needed."""
 
 
+class SourceAndTarget(Protocol):
+    """What choosing and fitting an adapter asks of the two networks."""
+
+    device: torch.device
+    target: Reader
+
+    @property
+    def odds(self) -> float:
+        """Classes of the source that are not cloned, for each that is."""
+
+    def teach(self, images: Tensor, cuts: Iterable[str] = ()) -> Lesson:
+        """What the source says of the target's ``images`` [B, C, H, W]."""
+
+    def cuts(self) -> dict[str, InsertionPoint]:
+        """Places where the source can be cut."""
+
+    def points(self) -> dict[str, InsertionPoint]:
+        """Places where the target can be read."""
+
+
 class Networks:
     """The source and the target of one clone."""
 
@@ -92,7 +113,7 @@ class Networks:
         self.target = Reader(target, device)
         self.source = Reader(source, device)
         self.parameters = sum(parameter.numel() for parameter in self.source.model.parameters())
-        self.num_classes = int(source.num_classes)
+        self.num_classes = as_classifier(source).num_classes
         self.head = self._take_head()
         self.width = self.head.in_features
         self.source.skeleton = Skeleton(self.source.model)
@@ -143,7 +164,7 @@ class Networks:
         """Replace the source's classifier by the identity; the classifier as a linear layer, checked to be the same."""
         model = self.source.model
         example = torch.randn(2, *self.source.preprocess.input_size, device=self.device)
-        expected, classifier = model(example), model.get_classifier()
+        expected, classifier = model(example), as_classifier(model).get_classifier()
         _, width = without_classifier(model)
         head = nn.Linear(width, self.num_classes, device=self.device).requires_grad_(False)
         head.weight.copy_(classifier.weight.flatten(1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import pnc_hub
 from pnc_hub import checks, files, probe
 from pnc_hub.artifact import Clone
+from pnc_hub.classifier import as_classifier
 from pnc_hub.cloning.curve import macs
 from pnc_hub.cloning.localize import changes, parameters
 from pnc_hub.cloning.networks import Networks, Reader
@@ -73,7 +74,7 @@ def source_config(
             f"the source ({type(source).__name__}) names no architecture registered in timm; register it (timm's"
             " @register_model) so that artifacts can name it"
         )
-    arguments = {"num_classes": networks.num_classes}
+    arguments: dict[str, Any] = {"num_classes": networks.num_classes}
     if networks.source.preprocess.input_size[0] != 3:
         arguments["in_chans"] = networks.source.preprocess.input_size[0]
     arguments.update({name: list(value) if isinstance(value, tuple) else value for name, value in given.items()})
@@ -169,7 +170,7 @@ def _made_for(
     trunk = reader.skeleton.trunk(learned.target.name)
     cfg = getattr(target, "pretrained_cfg", None) or {}
     architecture, weights = cfg.get("architecture"), fingerprint(target, trunk)
-    made_for = TargetConfig(target_id, None, architecture, weights, int(reader.model.num_classes))
+    made_for = TargetConfig(target_id, None, architecture, weights, as_classifier(reader.model).num_classes)
     name = name or f"{architecture or 'target'}-{weights['float32'][:8]}"
     own = nn.ModuleDict({"gate": learned.gate, "adapter": learned.module.adapter})
     entry = _entry(name, made_for, InsertionConfig.of(learned.target, trunk))
@@ -183,11 +184,14 @@ def _license(named: Any) -> str | None:
         checks.word(named)
     except (TypeError, ValueError):
         return None
-    return named
+    name: str | None = named
+    return name
 
 
 def _entry(name: str, target: TargetConfig | None, insertion: InsertionConfig) -> AdapterConfig:
-    return AdapterConfig(name, target, insertion, f"adapters/{name}.safetensors", "", {})
+    return AdapterConfig(
+        name=name, target=target, insertion=insertion, file=f"adapters/{name}.safetensors", sha256="", metrics={}
+    )
 
 
 @torch.inference_mode()

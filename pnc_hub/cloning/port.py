@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from pnc_hub import files, plan
 from pnc_hub.artifact import Clone
+from pnc_hub.classifier import as_classifier
 from pnc_hub.cloning import data as images_of
 from pnc_hub.cloning import learn, select, stitch
 from pnc_hub.cloning.batches import Batches, Split
@@ -127,9 +128,10 @@ def port(
             relabel = images_of.relabel_target(target, opened, clone.labels)
             others = images_of.Images(opened, recalled.target.preprocess, relabel)
             covered = learn.covers(others, target)
-        splits = [None if side is None else Split.of(side, seed, held_out) for side in (cloned, others)]
-        learn.check_budget(locality_budget, splits[1] if target_data is not None else None)
-        batches = Batches(*splits, accelerator, batch_size, workers, seed, covered)
+        own = Split.of(cloned, seed, held_out)
+        old = None if others is None else Split.of(others, seed, held_out)
+        learn.check_budget(locality_budget, old if target_data is not None else None)
+        batches = Batches(own, old, accelerator, batch_size, workers, seed, covered)
         learned, places = _fitted(recalled, batches, insertion, locality_budget, bar)
         result, adapter = extend(clone, learned, recalled.target, target, target_id, name)
         result.curve = tuple(place.row() for place in places)
@@ -140,7 +142,8 @@ def port(
             "seconds": round(time.perf_counter() - started, 2),
         }
         bar.update()
-    return broadcast_object_list([result])[0]
+    everywhere: list[Clone] = broadcast_object_list([result])
+    return everywhere[0]
 
 
 class Recalled:
@@ -205,7 +208,7 @@ def _keep(images: images_of.Images, positions: list[int], labels: list[int]) -> 
 
 
 def _sorted(
-    recalled: Recalled, shown: images_of.Images, loader: Iterable, labels: tuple[str, ...], alone: bool
+    recalled: Recalled, shown: images_of.Images, loader: Iterable[Any], labels: tuple[str, ...], alone: bool
 ) -> tuple[images_of.Images, images_of.Images | None, bool]:
     """Images that the source takes for cloned classes, labelled as it does, and the others.
 
@@ -242,11 +245,11 @@ def _sorted(
             )
         return cloned, None, False
     others = _keep(copy.copy(shown), rest, [images_of.UNLABELLED] * len(rest))
-    return cloned, others, 2 * len(seen[rest].unique()) >= int(recalled.target.model.num_classes)
+    return cloned, others, 2 * len(seen[rest].unique()) >= as_classifier(recalled.target.model).num_classes
 
 
 def _fitted(
-    recalled: Recalled, batches: Batches, insertion: str | None, budget: float | None, bar: tqdm
+    recalled: Recalled, batches: Batches, insertion: str | None, budget: float | None, bar: tqdm[Any]
 ) -> tuple[Learned, list[Place]]:
     """The best adapter before the clone's own tail and head, with its gate; and the places there were to choose from."""
     pairs = select.search_pairs(recalled, (insertion, recalled.cut.name))

@@ -11,11 +11,13 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.module import CloneModule
@@ -49,11 +51,11 @@ def refine(
     networks: Networks,
     accelerator: Accelerator,
     pair: tuple[str, str],
-    batches: Iterable,
+    batches: DataLoader[Any],
     score: Callable[[CloneModule], float],
     recipe: Recipe,
     generator: torch.Generator,
-    tick: Callable[[], None],
+    tick: Callable[[], object],
 ) -> float:
     """Train ``module`` in place; it ends as it was at its best held-out score, which is returned.
 
@@ -118,7 +120,7 @@ def _share_statistics(module: CloneModule, accelerator: Accelerator) -> None:
             buffer.copy_(accelerator.reduce(buffer, "mean"))
 
 
-def _endless(batches: Iterable) -> Iterator:
+def _endless(batches: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from batches
 

@@ -8,11 +8,12 @@ the original's logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pnc_hub.cloning.units import Group, masked
+from pnc_hub.cloning.units import Group, inputs_of, masked
 
 # In this order.
 STEPS = ("weights", "statistics", "head")
@@ -64,7 +65,7 @@ def fold(whole: nn.Module, groups: Sequence[Group], kept: Sequence[Tensor], batc
     gone: dict[nn.Module, Tensor] = {}
     for group, stays in zip(groups, kept, strict=True):
         for layer, inputs, units in group.readers:
-            removed = gone.setdefault(layer, torch.zeros(_inputs(layer), dtype=torch.bool, device=inputs.device))
+            removed = gone.setdefault(layer, torch.zeros(inputs_of(layer), dtype=torch.bool, device=inputs.device))
             removed[inputs] |= ~stays[units]
     layers = [
         layer
@@ -88,7 +89,7 @@ def match_statistics(whole: nn.Module, feature: Tensor, expected: dict[nn.Module
         expected: from ``statistics`` of the network as it was.
     """
 
-    def change(layer: nn.Module, args: tuple[Tensor]) -> None:
+    def change(layer: Any, args: tuple[Tensor]) -> None:
         mean, deviation = _moments(args[0])
         had_mean, had_deviation = expected[layer]
         ratio = torch.where(had_deviation > 0, deviation / had_deviation.clamp_min(1e-12), 1.0).clamp(0.1, 10.0)
@@ -128,7 +129,8 @@ def refit_head(tail: nn.Module, head: nn.Linear, original: nn.Module, batches: B
         weighted = x[rows] * weight[rows, None]
         gram = weighted.T @ x[rows]
         penalty = torch.full_like(gram.diagonal(), ridge) * gram.diagonal()[:-1].mean().clamp_min(1e-12)
-        return torch.linalg.solve(gram + penalty.diag(), weighted.T @ missing[rows])
+        solution: Tensor = torch.linalg.solve(gram + penalty.diag(), weighted.T @ missing[rows])
+        return solution
 
     def error(change: Tensor) -> float:
         return float((weight[held_out, None] * (x[held_out] @ change - missing[held_out]) ** 2).sum())
@@ -139,13 +141,13 @@ def refit_head(tail: nn.Module, head: nn.Linear, original: nn.Module, batches: B
     if errors[best] < unchanged:
         change = solve(torch.ones_like(held_out), best).to(head.weight)
         head.weight += change[:-1].T
-        head.bias += change[-1]
+        head.bias.add_(change[-1])
 
 
 def spread(batches: Batches, most: int) -> Batches:
     """``batches`` with about ``most`` images left, evenly from all of them."""
     step = max(1, round(sum(len(feature) for feature, _, _ in batches) / most))
-    return [tuple(column[::step] for column in batch) for batch in batches]
+    return [(feature[::step], labels[::step], weight[::step]) for feature, labels, weight in batches]
 
 
 def _second_moments(whole: nn.Module, layers: Sequence[nn.Module], batches: Batches) -> dict[nn.Module, Tensor]:
@@ -162,7 +164,7 @@ def _second_moments(whole: nn.Module, layers: Sequence[nn.Module], batches: Batc
     return moments
 
 
-def _watch(whole: nn.Module, layers: Iterable[nn.Module], hook: Callable, features: Iterable[Tensor]) -> None:
+def _watch(whole: nn.Module, layers: Iterable[nn.Module], hook: Callable[..., Any], features: Iterable[Tensor]) -> None:
     handles = [layer.register_forward_pre_hook(hook) for layer in layers]
     try:
         for feature in features:
@@ -187,7 +189,7 @@ def _rows(layer: nn.Module, x: Tensor) -> Tensor:
     return x[:, :: max(1, x.shape[1] // POSITIONS)].flatten(0, 1)
 
 
-def _fold(layer: nn.Module, gram: Tensor, gone: Tensor) -> None:
+def _fold(layer: Any, gram: Tensor, gone: Tensor) -> None:
     left, right = (~gone).nonzero().flatten(), gone.nonzero().flatten()
     constant = layer.bias is not None
     known = torch.cat([left, left.new_tensor([len(gone)])]) if constant else left
@@ -201,10 +203,6 @@ def _fold(layer: nn.Module, gram: Tensor, gone: Tensor) -> None:
     weight[left] += (map_[: len(left)] @ lost).view(len(left), *weight.shape[1:])
     if constant:
         layer.bias.data += (map_[-1] @ lost).view(layer.bias.shape[0], -1).sum(1)
-
-
-def _inputs(layer: nn.Module) -> int:
-    return int(layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features)
 
 
 def _has_statistics(layer: nn.Module) -> bool:

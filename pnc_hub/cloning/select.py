@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from pnc_hub.cloning import localize, stitch
 from pnc_hub.cloning.batches import Batches
 from pnc_hub.cloning.curve import Place, insertion_curve, judge, macs
 from pnc_hub.cloning.evaluate import gather
-from pnc_hub.cloning.networks import Lesson, Networks
+from pnc_hub.cloning.networks import Lesson, Networks, SourceAndTarget
 from pnc_hub.cloning.package import Learned
 from pnc_hub.cloning.refine import Recipe, distillation_loss, refine
 from pnc_hub.errors import InsertionPointError, SourceError
@@ -66,7 +67,7 @@ def best_clone(
     size: Size,
     recipe: Recipe,
     locality_budget: float | None,
-    bar: tqdm,
+    bar: tqdm[Any],
 ) -> tuple[Learned, list[Place]]:
     """The candidate that does best on held-out images, refined, with its gates; and the curve it was chosen from.
 
@@ -121,7 +122,7 @@ def _rounds(trials: int, epochs: float, steps: int) -> list[tuple[int, float]]:
 
 
 def search_pairs(
-    networks: Networks, fixed: tuple[str | None, str | None]
+    networks: SourceAndTarget, fixed: tuple[str | None, str | None]
 ) -> list[tuple[InsertionPoint, InsertionPoint]]:
     """The pairs to search, or ``InsertionPointError``; ``fixed`` is (insertion point, cut) where the caller chose them."""
     points, cuts = networks.points(), networks.cuts()
@@ -154,11 +155,11 @@ def _trials(
     refinement. And the best of those that hardly need pruning, which the curve of whole tails does not tell.
     """
     trials: list[Trial] = []
-    seen: set[tuple] = set()
+    seen: set[tuple[Any, ...]] = set()
     refusal = "every adapter alone is larger; allow more with keep="
     for place in places:
         target, source = place.candidate.target, place.candidate.source
-        kinds: set[tuple] = set()
+        kinds: set[tuple[Any, ...]] = set()
         if len(trials) < ROUNDS[0][0]:
             kinds = {(target.grid, False), (target.grid, source.grid == target.grid)}
         if place.parameters <= WHOLE * size.parameters and place.macs <= size.macs:
@@ -201,7 +202,7 @@ def _pruned(
     )
 
 
-def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, bar: tqdm) -> None:
+def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, bar: tqdm[Any]) -> None:
     pair = (trial.place.candidate.target.name, trial.place.candidate.source.name)
     bar.set_description(" -> ".join(pair))
     held_out = batches.mixed("choose", each=MAX_GATE_IMAGES)
@@ -218,7 +219,9 @@ def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, 
     )
 
 
-def with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float | None, universal: bool) -> Learned:
+def with_gate(
+    trial: Trial, networks: SourceAndTarget, batches: Batches, budget: float | None, universal: bool
+) -> Learned:
     """Gates for this target and for any, each fitted on what it will see, with offsets calibrated on their own part."""
     module, candidate = trial.module.eval().requires_grad_(False), trial.place.candidate
     point, cut = candidate.target.name, candidate.source.name
@@ -233,17 +236,17 @@ def with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float 
         penultimate = module.tail(networks.teach(images, [cut]).features[cut])
         return (*columns, *module.answer(penultimate))
 
-    parts = [
-        [
-            gather(read, batches.loader([getattr(split, part)], most=most)) if split else None
-            for split in (batches.cloned, batches.target)
-        ]
+    parts: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]] = [
+        (
+            gather(read, batches.loader([getattr(batches.cloned, part)], most=most)),
+            gather(read, batches.loader([getattr(batches.target, part)], most=most)) if batches.target else None,
+        )
         for part, most in (("fit", MAX_GATE_IMAGES), ("choose", MAX_GATE_IMAGES), ("calibrate", calibrated))
     ]
 
     def fitted(first: int, for_any: bool) -> Gate:
         fit, choose, calibrate = (
-            [side and gates.Evidence(side[0], *side[first : first + 3], side[-1]) for side in part] for part in parts
+            (_evidence(own, first), None if old is None else _evidence(old, first)) for own, old in parts
         )
         gate = gates.fit(*fit, choose, for_any, batches.covered, networks.odds)
         gate.offset.fill_(gates.best_offset(gate, *calibrate, budget, batches.covered or for_any))
@@ -258,6 +261,11 @@ def with_gate(trial: Trial, networks: Networks, batches: Batches, budget: float 
         trial.place.match,
         trial.stages(),
     )
+
+
+def _evidence(side: tuple[Tensor, ...], first: int) -> gates.Evidence:
+    """``side`` holds target logits, then (clone logits, reject logit, features) from ``first`` on, and labels last."""
+    return gates.Evidence(side[0], side[first], side[first + 1], side[first + 2], side[-1])
 
 
 def _reject_rows(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor]:
@@ -295,7 +303,7 @@ def _local_set(networks: Networks, batches: Batches, cut: str) -> Iterable[tuple
 
 @torch.no_grad()
 def _held_out_loss(
-    module: CloneModule, networks: Networks, pair: tuple[str, str], held_out: Iterable, anchored: bool
+    module: CloneModule, networks: Networks, pair: tuple[str, str], held_out: Iterable[Any], anchored: bool
 ) -> float:
     """The distillation loss over all held-out images together, so that both sides weigh the same."""
 

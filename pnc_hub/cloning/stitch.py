@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from pnc_hub.cloning.networks import Networks
+from pnc_hub.cloning.networks import SourceAndTarget
 from pnc_hub.module import Adapter, to_maps
 from pnc_hub.points import INPUT, InsertionPoint
 from pnc_hub.preprocess import resize
@@ -42,15 +43,19 @@ class Candidate:
     adapter: Adapter
 
 
+# by target point and the source's grid, the sources whose maps are fitted side by side
+Stages = dict[tuple[InsertionPoint, tuple[int, int]], list[InsertionPoint]]
+
+
 class Moments:
     """X'X, X'Y and the diagonal of Y'Y of rows seen so far, in float64; x gets a constant column for the bias."""
 
     def __init__(self) -> None:
         """Empty; sizes follow from the first rows."""
-        self.gram: Tensor | float = 0.0
-        self.cross: Tensor | float = 0.0
-        self.square: Tensor | float = 0.0
-        self.rows: Tensor | float = 0.0
+        self.gram: Any = 0.0  # they are tensors as soon as there are rows
+        self.cross: Any = 0.0
+        self.square: Any = 0.0
+        self.rows: Any = 0.0
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Rows x [N, C] and y [N, D]."""
@@ -72,7 +77,8 @@ class Moments:
         penalty = ridge * self.gram.diagonal()[:-1].mean().clamp_min(1e-12)
         diagonal = torch.full_like(self.gram.diagonal(), penalty)
         diagonal[-1] = 1e-9 * self.rows
-        return torch.linalg.solve(self.gram + diagonal.diag(), self.cross)
+        solution: Tensor = torch.linalg.solve(self.gram + diagonal.diag(), self.cross)
+        return solution
 
     def error(self, weights: Tensor, columns: slice = slice(None)) -> float:
         """Summed squared error of ``weights`` [C + 1, D] on these rows, in some columns of y."""
@@ -105,10 +111,10 @@ def admissible_pairs(
 
 
 def search(
-    networks: Networks,
+    networks: SourceAndTarget,
     accelerator: Accelerator,
-    fit: Iterable,
-    held_out: Iterable,
+    fit: Iterable[Any],
+    held_out: Iterable[Any],
     pairs: list[tuple[InsertionPoint, InsertionPoint]],
     seed: int,
 ) -> list[Candidate]:
@@ -122,7 +128,7 @@ def search(
         pairs: as from ``admissible_pairs``.
         seed: positions of large maps are sampled with it.
     """
-    stages: dict[tuple, list[InsertionPoint]] = {}
+    stages: Stages = {}
     for target, source in pairs:
         stages.setdefault((target, source.grid), []).append(source)
     fitted, checked = (_collect(networks, accelerator, batches, stages, seed) for batches in (fit, held_out))
@@ -141,7 +147,9 @@ def search(
     return candidates
 
 
-def fit_rows(accelerator: Accelerator, batches: Iterable, rows: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Moments:
+def fit_rows(
+    accelerator: Accelerator, batches: Iterable[Any], rows: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> Moments:
     """Moments of ``rows(images)`` = (x [N, C], y [N, D]) over all batches."""
     moments = Moments()
     for images, _ in batches:
@@ -150,9 +158,11 @@ def fit_rows(accelerator: Accelerator, batches: Iterable, rows: Callable[[Tensor
 
 
 @torch.no_grad()
-def _collect(networks: Networks, accelerator: Accelerator, batches: Iterable, stages: dict, seed: int) -> dict:
+def _collect(
+    networks: SourceAndTarget, accelerator: Accelerator, batches: Iterable[Any], stages: Stages, seed: int
+) -> dict[Any, Moments]:
     """Moments of the maps by (target point, grid), of all sources of that grid side by side; of class tokens by pair."""
-    moments: dict = {key: Moments() for key in stages}
+    moments: dict[Any, Moments] = {key: Moments() for key in stages}
     for (target, _), sources in stages.items():
         moments |= {(target, source): Moments() for source in sources if source.prefix_tokens}
     cuts = {source.name for sources in stages.values() for source in sources}
@@ -174,7 +184,7 @@ def _collect(networks: Networks, accelerator: Accelerator, batches: Iterable, st
 
 def _per_stage(points: Iterable[InsertionPoint]) -> list[InsertionPoint]:
     """At most ``PER_STAGE`` of the points that have the same shape, evenly spread, the last among them."""
-    stages: dict[tuple, list[InsertionPoint]] = {}
+    stages: dict[tuple[Any, ...], list[InsertionPoint]] = {}
     for point in points:
         stages.setdefault((point.channels, point.grid, point.layout), []).append(point)
     chosen = []

@@ -25,7 +25,7 @@ MAX_STREAMED = 500  # images that are kept of each class
 MAX_BYTES = 2 << 30  # of all of them together, encoded; fewer of each class are kept where that is not enough
 
 
-class Streamed(Dataset):
+class Streamed(Dataset[Any]):
     """At most ``MAX_STREAMED`` images of each class of a stream, and at most ``MAX_BYTES`` in all, whatever its length.
 
     Each class is sampled evenly from the whole stream (reservoir sampling, Vitter 1985). Where the images of all classes
@@ -43,7 +43,7 @@ class Streamed(Dataset):
         (1000, 2000)
     """
 
-    def __init__(self, stream: Iterable, seed: int) -> None:
+    def __init__(self, stream: Iterable[Any], seed: int) -> None:
         """Read ``stream`` of (image, label) once; it must end."""
         self.classes: list[str] | None = None
         self.seen = 0

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ def masked(groups: Sequence[Group], masks: Sequence[Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-def _multiplied(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Callable:
+def _multiplied(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Callable[..., Any]:
     def hook(layer: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         (x,) = args
         axis = 1 if isinstance(layer, nn.Conv2d) else x.ndim - 1
@@ -158,7 +158,7 @@ def _group(found: Any, graph: Any) -> Group | None:
             units = torch.tensor([root % count for root in roots], device=device)
             readers.append((layer, torch.tensor(item.idxs, device=device), units))
             # a grouped convolution's weight has the inputs of one group
-            shares.append((layer.weight, 1, len(roots) / _inputs(layer) / count))
+            shares.append((layer.weight, 1, len(roots) / inputs_of(layer) / count))
         elif isinstance(layer, nn.Parameter):
             dimension = item.dep.target.pruning_dim % layer.ndim
             shares.append((layer, dimension, len(roots) / layer.shape[dimension] / count))
@@ -179,8 +179,9 @@ def _reads(dep: Any, graph: Any) -> bool:
     return graph.is_in_channel_pruning_fn(dep.handler) and not graph.is_out_channel_pruning_fn(dep.handler)
 
 
-def _inputs(layer: nn.Module) -> int:
-    return int(layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features)
+def inputs_of(layer: nn.Module) -> int:
+    """How many channels or features a convolution or linear layer reads."""
+    return layer.in_channels if isinstance(layer, nn.Conv2d) else cast(nn.Linear, layer).in_features
 
 
 def _depthwise(layer: Any) -> bool:
@@ -213,12 +214,12 @@ def _heads(tail: nn.Module) -> Iterator[Group]:
         ):
             continue
         inputs = torch.arange(width, device=proj.weight.device)
-        shares = [(p, 0, 1 / heads) for p in qkv.parameters()]
+        shares: list[tuple[Tensor, int, float]] = [(p, 0, 1 / heads) for p in qkv.parameters()]
         shares += [(proj.weight, 1, 1 / heads), *((p, p.ndim - 1, 1 / heads) for _, p in by_head)]
         yield Group(heads, [(proj, inputs, inputs // (width // heads))], shares, _remover(layer, heads))
 
 
-def _remover(layer: nn.Module, heads: int) -> Callable[[list[int]], None]:
+def _remover(layer: Any, heads: int) -> Callable[[list[int]], None]:
     def remove(units: list[int]) -> None:
         kept = torch.tensor([head for head in range(heads) if head not in set(units)], device=layer.qkv.weight.device)
         width = layer.proj.in_features

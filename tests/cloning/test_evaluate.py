@@ -8,8 +8,11 @@ from common import images, tiny_clone, tiny_model
 from conftest import what_it_is
 
 from pnc_hub import attachment
-from pnc_hub.cloning.evaluate import _digest, accuracy, gather, measure
+from pnc_hub.cloning.album import Album
+from pnc_hub.cloning.evaluate import _digest, accuracy, gather, measure, observe
 from pnc_hub.cloning.networks import Reader
+from pnc_hub.figures.series import Confusion, Histogram, Reliability
+from pnc_hub.preprocess import Preprocess
 
 
 def batches(inputs, labels):
@@ -45,6 +48,7 @@ def test_every_number_is_what_its_name_says(joined):
     pairs = [(a > b) + 0.5 * (a == b) for a in gate[new].tolist() for b in gate[old].tolist()]
     ori = sum(int(joint[6 + k]) == int(old_labels[k]) for k in range(6)) / 6
     tar = sum(int(joint[k]) == 7 + new_labels[k] for k in range(6)) / 6
+    true = torch.cat([torch.tensor(new_labels) + 7, old_labels])
     assert found == {
         "tar": pytest.approx(tar),
         "ori": pytest.approx(ori),
@@ -54,8 +58,61 @@ def test_every_number_is_what_its_name_says(joined):
         "auroc": pytest.approx(sum(pairs) / 36),
         "kl": pytest.approx(sum(-math.log(1 - g) for g in gate[old].tolist()) / 6, rel=1e-4),
         "target_alone": pytest.approx(5 / 6),
+        "missed": pytest.approx(sum(int(j) < 7 for j in joint[new]) / 6),
+        "ece": pytest.approx(calibration_error(p, true)),
+        "ece_alone": pytest.approx(calibration_error(logits[old, :7].double().softmax(1), old_labels)),
         "restored": True,
     }
+
+
+def calibration_error(p, labels):
+    """Guo et al. (2017): the gap of accuracy and confidence in each of 15 bins, weighted by its share of the images."""
+    confidence, answer = p.max(1)
+    bins = (confidence * 15).long().clamp(max=14)
+    right = (answer == labels).double()
+    gaps = [(right[bins == k].mean() - confidence[bins == k].mean()).abs() * (bins == k).sum() for k in bins.unique()]
+    return float(sum(gaps)) / len(labels)
+
+
+def test_what_figures_are_drawn_of_agrees_with_the_shares(joined):
+    target, clone, inputs, logits = joined
+    observed = observe(
+        target, clone, batches(inputs[:6], [0, 1, 2, 0, 1, 2]), batches(inputs[6:], logits[6:, :7].argmax(1))
+    )
+    shares, series = observed.shares(), observed.series()
+    histogram, confusion = Histogram.of(series), Confusion.of({**shares, **series}, 3)
+    right = [place for place, low in enumerate(histogram.edges()[:-1]) if low > -histogram.step / 2]
+    assert sum(histogram.new) == sum(histogram.old) == 6
+    assert sum(histogram.new[place] for place in right) / 6 == pytest.approx(1 - shares["missed"])
+    assert sum(histogram.old[place] for place in right) / 6 == pytest.approx(shares["diverted"])
+    assert sum(row.right for _, row in confusion.classes) / 3 == pytest.approx(shares["tar"])
+    assert sum(count for *_, count in confusion.new_to_old) / 6 == pytest.approx(shares["missed"])
+    assert sum(count for *_, count in confusion.old_to_new) / 6 == pytest.approx(shares["diverted"])
+    bins = Reliability.of(series).bins
+    assert sum(images * right for images, right in bins) / 12 == pytest.approx((shares["tar"] + shares["ori"]) / 2)
+    assert (series["held_out.new"], series["held_out.old"]) == (6, 6)
+
+
+@pytest.mark.parametrize("labels", [[-1] * 12, None])
+def test_what_is_not_known_is_not_drawn(joined, labels):
+    target, clone, inputs, _ = joined
+    old = None if labels is None else batches(inputs, labels)
+    series = observe(target, clone, batches(inputs, [0] * 12), old).series()
+    assert Reliability.of(series) is None
+    assert not [name for name in series if name.startswith("confusion.old")]
+    assert sum(Histogram.of(series).old) == (0 if labels is None else 12)
+
+
+def test_the_album_sees_what_is_measured(joined):
+    target, clone, inputs, logits = joined
+    album = Album(Preprocess.of(target), None, clone.labels)
+    new, old = [0, 1, 2] * 4, logits[:, :7].argmax(1)
+    shares = observe(target, clone, batches(inputs, new), batches(inputs, old), album).shares()
+    found = [photo.kind for photo in album.photos()]
+    assert 0 < found.count("diverted") <= round(12 * shares["diverted"])
+    assert 0 < found.count("missed") <= round(12 * shares["missed"])
+    assert found.count("recognised") <= round(12 * shares["tar"])
+    assert (found.count("recognised") > 0) == (shares["tar"] > 0)
 
 
 def test_divergence_is_the_divergence_of_the_distributions(joined):
@@ -68,13 +125,15 @@ def test_divergence_is_the_divergence_of_the_distributions(joined):
 def test_without_labels_of_the_targets_images_its_accuracy_is_not_measured(joined):
     target, clone, inputs, _ = joined
     found = measure(target, clone, batches(inputs, [0] * 12), batches(inputs, [-1] * 12))
-    assert [name for name, value in found.items() if value is None] == ["ori", "avg", "avg_u", "target_alone"]
+    assert [name for name, value in found.items() if value is None] == [
+        *("ori", "avg", "avg_u", "target_alone", "ece", "ece_alone")
+    ]
 
 
 def test_without_images_of_the_target_only_the_clone_is_measured(joined):
     target, clone, inputs, _ = joined
     found = measure(target, clone, batches(inputs, [0] * 12), None)
-    assert {name for name, value in found.items() if value is not None} == {"tar", "restored"}
+    assert {name for name, value in found.items() if value is not None} == {"tar", "missed", "restored"}
     assert found["restored"] is True
 
 
@@ -139,7 +198,7 @@ def test_measuring_keeps_a_few_numbers_of_each_image(joined, monkeypatch):
 
     monkeypatch.setattr("pnc_hub.cloning.evaluate.gather", counting)
     measure(target, clone, batches(inputs, [0] * 12), batches(inputs, [0] * 12))
-    assert max(widths) <= 4
+    assert max(widths) <= 6
 
 
 @pytest.mark.parametrize("place", [(0, 0), (3, 6), (11, 2)])

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import pnc_hub
-from pnc_hub import attachment
+from pnc_hub import attachment, figures
 from pnc_hub.artifact import Clone
 from pnc_hub.errors import DataError, InsertionPointError, NoClassifierError, SourceError, TargetError
 
@@ -59,6 +59,7 @@ def contents(clone, folder):
     clone.save_pretrained(folder)
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
     config = json.loads((folder / "config.json").read_text())
+    config["files"].pop("config.json")  # which tells the time too
     for adapter in config["adapters"]:
         adapter["metrics"].pop("seconds", None)
     return {**found, "config": config}
@@ -92,6 +93,22 @@ def test_the_report_says_what_was_measured(source, target):
     assert report["images"] == 3 * (10 - 1) + 7 * (8 - 1)  # all but those that only the report reads
     assert report["seconds"] > 0
     assert "Clone of 3 classes: ant, bee, wasp" in str(report)
+
+
+def test_the_figures_survive_in_the_artifact_and_photos_are_not_part_of_it(source, target, tmp_path):
+    learned = learn(source, target)
+    loaded = Clone.from_pretrained(learned.save_pretrained(tmp_path / "clone"))
+    assert {name.split("-")[0] for name in figures.names(loaded)} >= {
+        *("figures/accuracy.png", "figures/gate", "figures/confusion.png", "figures/reliability.png")
+    }
+    assert figures.draw(loaded) == figures.draw(learned)
+    assert loaded.report["ece"] == learned.report["ece"]
+    assert learned.report.photos
+    assert loaded.report.photos == ()
+    pages = [one.report.save(tmp_path / "report.html").read_text() for one in (learned, loaded)]
+    assert ["data:image" in page for page in pages] == [True, False]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "clone").rglob("*") if path.is_file())
+    assert not any(photo.picture in written for photo in learned.report.photos)
 
 
 @pytest.mark.slow

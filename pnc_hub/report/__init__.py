@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pnc_hub.report.photos import Photo
 
 if TYPE_CHECKING:
     from pnc_hub.artifact import Clone
+    from pnc_hub.config import CloneConfig
 
 
 @dataclass(frozen=True)
@@ -19,29 +23,58 @@ class Report:
         metrics: with the target that the clone was made for: name -> value; accuracies and rates are fractions between 0 and
             1, None where there were no images to measure on. Keys: ``ori`` (target classes), ``tar`` (cloned classes),
             ``avg`` (both, weighted by their numbers of classes), ``avg_u`` (their mean), ``diverted`` (other images whose
-            prediction left the target), ``auroc`` (gate; ``auroc_stitched`` and ``auroc_pruned`` are those before refinement,
+            prediction left the target), ``missed`` (images of the cloned classes whose prediction did not), ``ece`` (expected
+            calibration error of the joint answer, 15 bins, over the images of both sides; ``ece_alone`` that of the target
+            alone on its own), ``auroc`` (gate; ``auroc_stitched`` and ``auroc_pruned`` are those before refinement,
             on a few hundred of the images that the place was chosen by), ``kl`` (locality, nats), ``target_alone``,
             ``source_alone`` (among the cloned classes), ``source_alone_among_all``, ``kept_parameters``,
             ``source_parameters``, ``bytes``, ``prefix_bytes``, ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed
-            form, before pruning), ``regime``, ``images``, ``restored``, ``macs``, ``curve.<insertion point>`` (best accuracy
-            in closed form there), ``target_license`` and ``datasets`` (as the publisher names them).
+            form, before pruning), ``regime``, ``images``, ``restored``, ``macs``, ``locality_budget``, ``target_license`` and
+            ``datasets`` (as the publisher names them). Names with a dot are what figures are drawn of
+            (``pnc_hub.figures.series``): ``curve.<insertion point>`` (best accuracy in closed form there; ``curve_auroc.``,
+            ``curve_macs.``), ``gate.``, ``calibration.``, ``class.``, ``confusion.``, ``held_out.`` (numbers of images).
         labels: names of the cloned classes.
         ported: the same with each target that it was ported to, by the adapter's name. Ported without labels, it is compared
             with the source itself (through its own first layers): ``agreement`` (images that the source takes for a cloned
             class and the joint answer for the same), ``agreement_among_cloned`` (no matter which side the gate chose),
             ``match`` (share of the variance of its logits that is reproduced); and ``adapter_bytes``.
+        config: of the clone.
+        photos: some of those whose answer changed, where the clone was learned just now. They are in no artifact.
     """
 
     metrics: dict[str, Any]
     labels: tuple[str, ...]
-    ported: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ported: dict[str, dict[str, Any]]
+    config: CloneConfig = field(repr=False)
+    photos: tuple[Photo, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, clone: Clone) -> Report:
         """The report of the target that ``clone`` was made for, and of those that it was ported to."""
         first, *others = clone.config.adapters
         ported = {adapter.name: dict(adapter.metrics) for adapter in others if adapter.target is not None}
-        return cls(dict(first.metrics), clone.labels, ported)
+        return cls(dict(first.metrics), clone.labels, ported, clone.config, getattr(clone, "photos", ()))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as one HTML page that needs nothing else: no network, no scripts.
+
+        Figures are drawn where matplotlib is installed (``pip install 'pnc-hub[clone]'``); their numbers are there without.
+
+        Args:
+            path: of the file; what was there before is replaced.
+
+        Returns:
+            The same path.
+
+        Example:
+            >>> import pnc_hub
+            >>> pnc_hub.Clone.from_pretrained("user/clone-birds").report.save("report.html")  # doctest: +SKIP
+        """
+        from pnc_hub.report import page
+
+        path = Path(path)
+        path.write_text(page.render(self), encoding="utf-8")
+        return path
 
     def __getitem__(self, name: str) -> Any:
         return self.metrics[name]
@@ -62,8 +95,10 @@ ROWS = (
     ("tar", "with the clone, the cloned classes (Tar)", "percent"),
     ("avg", "both, weighted by numbers of classes (Avg)", "percent"),
     ("diverted", "target images diverted to the clone", "percent"),
+    ("missed", "images of cloned classes left to the target", "percent"),
     ("auroc", "gate AUROC", "number"),
     ("kl", "change of the target's answers (KL, nats)", "number"),
+    ("ece", "calibration error of the joint answer (ECE)", "number"),
     ("kept_parameters", "parameters added", "count"),
     ("source_parameters", "parameters of the source", "count"),
     ("bytes", "bytes (module, adapter and gate)", "count"),

@@ -1,0 +1,127 @@
+"""``pnc-hub evaluate``: how well a model answers with a clone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from pnc_hub.cli import common, completion, models
+
+if TYPE_CHECKING:
+    from torch import nn
+    from tqdm.auto import tqdm
+
+    from pnc_hub.artifact import Clone
+    from pnc_hub.cloning.data import Images
+    from pnc_hub.config import SourceConfig
+
+_ROWS = (
+    ("target_alone", "model alone, its own classes", "percent"),
+    ("ori", "with the clone, the model's classes (Ori)", "percent"),
+    ("tar", "with the clone, the cloned classes (Tar)", "percent"),
+    ("avg", "both, weighted by numbers of classes (Avg)", "percent"),
+    ("diverted", "the model's photos diverted to the clone", "percent"),
+    ("auroc", "gate AUROC", "number"),
+    ("restored", "the model is what it was, bit for bit", "text"),
+)
+
+
+@click.command()
+@click.option(
+    "--clone", required=True, shell_complete=completion.folders, help="user/name, user/name@revision or a folder."
+)
+@models.of_clone
+@click.option(
+    "--data",
+    required=True,
+    metavar="PHOTOS",
+    shell_complete=completion.folders,
+    help="Photos of the cloned classes: a folder with a folder per class, a tar file, hfds/user/name ...",
+)
+@click.option(
+    "--target-data",
+    metavar="PHOTOS",
+    shell_complete=completion.folders,
+    help="Photos of the model's own classes; without them only Tar is measured.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Photos at a time.")
+@common.workers
+@common.cpu
+@common.as_json
+def evaluate(
+    clone: str,
+    model: models.Model,
+    data: str,
+    target_data: str | None,
+    batch_size: int,
+    workers: int,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Measure a clone on photos, with no hint which class is whose.
+
+    The photos should be others than those that the clone was learned from.
+    """
+    from pnc_hub.cloning.data import Images, open_dataset, relabel_cloned, relabel_target
+    from pnc_hub.preprocess import Preprocess
+
+    read = common.read(clone)
+    model = model.or_target_of(read)
+    target = model.build()
+    wants, opened = Preprocess.of(target), open_dataset(data)
+    wanted = {entry.label: entry.source_index for entry in read.config.classes}
+    sides = [Images(opened, wants, relabel_cloned(wanted, _name_plate(read.config.source), opened))]
+    if target_data is not None:
+        own = open_dataset(target_data)
+        sides.append(Images(own, wants, relabel_target(target, own, read.labels)))
+    counts = [len(side) for side in sides]
+    found = _measured(target.to(common.device(device)), read, sides, batch_size, workers)
+    measured = {name: found[name] for name in (*(row[0] for row in _ROWS), "avg_u", "kl")}
+    photos = dict(zip(("cloned", "target"), [*counts, 0], strict=False))
+    common.show(
+        lambda: _table(f"{model.name} with {clone} on {' and '.join(map(str, counts))} photos", measured),
+        lambda: {"model": model.name, "clone": clone, "photos": photos, **measured},
+        as_json,
+    )
+
+
+def _measured(model: nn.Module, clone: Clone, sides: list[Images], batch_size: int, workers: int) -> dict[str, Any]:
+    """What ``measure`` finds, with a progress bar; ``sides`` are photos of the cloned classes and, perhaps, of the model's."""
+    from torch.utils.data import DataLoader
+
+    from pnc_hub.cloning.evaluate import measure
+
+    photos = len(sides[0]) + 2 * sum(map(len, sides[1:]))  # the model's own are shown once more, without the clone
+    with common.bar("evaluate", photos) as bar:
+        cloned, *others = [_Watched(DataLoader(side, batch_size, num_workers=workers), bar) for side in sides]
+        return measure(model, clone, cloned, others[0] if others else None)
+
+
+class _Watched:
+    """Batches of (images, labels), counted on a progress bar."""
+
+    def __init__(self, batches: Iterable[Any], bar: tqdm[Any]) -> None:
+        self.batches, self.bar = batches, bar
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            yield batch
+            self.bar.update(len(batch[1]))
+
+
+def _table(title: str, measured: dict[str, Any]) -> str:
+    from pnc_hub.report import shown
+
+    return "\n".join([title, *(f"  {text:<44}{shown(measured[name], kind)}" for name, text, kind in _ROWS)])
+
+
+def _name_plate(source: SourceConfig) -> nn.Module:
+    """What a clone records of its source, as far as the names of its classes are concerned."""
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg((source.hub_id or "").rpartition("/")[2])
+    plate = SimpleNamespace(num_classes=source.arguments()["num_classes"], pretrained_cfg=cfg and cfg.to_dict())
+    return cast("nn.Module", plate)

@@ -1,0 +1,101 @@
+"""The report as one HTML page. Everything that is not ours (names of classes, texts of an artifact) is escaped by Jinja."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pnc_hub import figures
+from pnc_hub.figures import theme
+from pnc_hub.figures.series import number
+from pnc_hub.report import PORTED_ROWS, ROWS, Report, shown
+from pnc_hub.report.photos import KINDS
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+# What ``theme.COLOURS`` are by night.
+NIGHT = {
+    "ink": "#e9eef4",
+    "muted": "#a7b3c0",
+    "line": "#313c48",
+    "old": "#7f8d9c",
+    "new": "#62a4ff",
+    "harm": "#ff9257",
+    "glow": "#1d3048",
+}
+MOST_NAMED = 12  # classes that are named in the heading; all are in the list
+
+
+class Tile(NamedTuple):
+    """One number in large type."""
+
+    title: str
+    value: str
+    note: str
+
+
+def render(report: Report) -> str:
+    """The page."""
+    config, drawn = report.config, figures.can_draw()
+    drawings = [(drawing, drawing.svg() if drawn else None) for drawing in figures.drawings(config)]
+    targets = [adapter.target for adapter in config.adapters if adapter.target is not None]
+    photos = [(title, [photo for photo in report.photos if photo.kind == kind]) for kind, title in KINDS.items()]
+    return _template().render(
+        labels=report.labels,
+        named=report.labels[:MOST_NAMED],
+        source=config.source.hub_id or config.source.architecture,
+        target=next((target.hub_id or target.architecture for target in targets), None) or "a classifier",
+        tiles=_tiles(report.metrics),
+        restored=report.metrics.get("restored"),
+        held_out=[number(report.metrics, f"held_out.{side}") for side in ("new", "old")],
+        drawings=drawings,
+        drawn=drawn,
+        photos=[(title, found) for title, found in photos if found],
+        rows=_rows(report.metrics, ROWS),
+        ported={name: _rows(metrics, PORTED_ROWS) for name, metrics in report.ported.items()},
+        regime=report.metrics.get("regime"),
+        version=config.pnc_hub_version,
+        day=theme.COLOURS,
+        night=NIGHT,
+    )
+
+
+def _tiles(metrics: Mapping[str, Any]) -> list[Tile]:
+    """What a reader wants to know first; what was not measured is left out."""
+    alone = {"ori": ("target_alone", "the target alone"), "tar": ("source_alone", "the source alone")}
+    tiles = []
+    for key, title in (("ori", "Old classes, with the clone"), ("tar", "New classes, with the clone")):
+        before, who = number(metrics, alone[key][0]), alone[key][1]
+        note = "" if before is None else f"{who}: {shown(before, 'percent')}"
+        tiles.append((key, title, "percent", note))
+    tiles.append(("diverted", "Old images that moved", "percent", _budget(metrics)))
+    whole, kept = number(metrics, "source_parameters"), number(metrics, "kept_parameters")
+    share = f"{kept / whole:.0%} of the source's {whole:,.0f}" if whole and kept is not None else ""
+    tiles.append(("kept_parameters", "Parameters added", "count", share))
+    return [
+        Tile(title, shown(metrics[key], kind), note)
+        for key, title, kind, note in tiles
+        if number(metrics, key) is not None
+    ]
+
+
+def _budget(metrics: Mapping[str, Any]) -> str:
+    budget = number(metrics, "locality_budget")
+    return "no budget was set" if budget is None else f"the budget was {shown(budget, 'percent')}"
+
+
+def _rows(metrics: Mapping[str, Any], rows: tuple[tuple[str, str, str], ...]) -> list[tuple[str, str]]:
+    return [(text, shown(metrics.get(name), kind)) for name, text, kind in rows]
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("pnc_hub.report", ".")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html")
