@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pnc_hub import checks, figures, report
+from pnc_hub import catalogue, checks, figures, report
 from pnc_hub.config import LIBRARY_NAME, AdapterConfig, CloneConfig
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def metadata(clone: Clone) -> Any:
             "partial-network-cloning",
             "timm",
             "arxiv:2303.10597",
-            *(f"pnc-class:{label}" for label in config.labels),
-            *dict.fromkeys(f"pnc-target:{target.architecture}" for target in targets if target.architecture),
+            *catalogue.tags(config),
         ],
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +14,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pnc_hub import plan, report
-from pnc_hub.artifact import Clone
+from pnc_hub.artifact import Clone, open_clone
 from pnc_hub.assembly import assemble
 from pnc_hub.attachment import attachments
 from pnc_hub.config import AdapterConfig, ClassConfig
 from pnc_hub.errors import ClassCollisionError, HubError, PncHubError, TargetError
 from pnc_hub.headers import Headers
+from pnc_hub.lock import Lock
 from pnc_hub.module import empty
 from pnc_hub.points import INPUT
 from pnc_hub.preprocess import Preprocess
@@ -109,6 +110,7 @@ def check(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    lock: Lock | None = None,
 ) -> Compatibility:
     """Find out whether ``attach(model, clone)`` would succeed; no weights are downloaded, the model is only read.
 
@@ -123,12 +125,13 @@ def check(
         token: Hub token.
         cache_dir: the Hub client's cache.
         local_files_only: do not ask the Hub.
+        lock: as for ``attach``.
 
     Returns:
         The answer; ``.attaches`` is yes or no, ``.problem`` the error that ``attach`` would raise.
 
     Raises:
-        ArtifactError: there is no clone to check: it was not found, or its configuration is not valid.
+        ArtifactError: there is no clone to check: it was not found, is not the locked one, or its configuration is not valid.
         HubError: the Hub did not answer.
 
     Example:
@@ -136,10 +139,9 @@ def check(
         >>> model = timm.create_model("resnet18").eval()
         >>> print(pnc_hub.check(model, "user/clone-birds"))  # doctest: +SKIP
     """
-    if not isinstance(clone, Clone):
-        clone = Clone.from_pretrained(
-            clone, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        )
+    clone = open_clone(
+        clone, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only, lock=lock
+    )
     found = Compatibility(clone.labels, clone.repo_id, clone.revision)
     try:
         _examine(model, clone, found)
@@ -150,10 +152,10 @@ def check(
     return found
 
 
-def macs(module: nn.Module, example: torch.Tensor) -> int:
-    """Multiply-accumulates of ``module`` for ``example``, which may be on the meta device as it is."""
+def macs(predict: Callable[[torch.Tensor], object], example: torch.Tensor) -> int:
+    """Multiply-accumulates of ``predict``, a module or a function, for ``example``; both may be on the meta device."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(example)
+        predict(example)
     return counter.get_total_flops() // 2
 
 

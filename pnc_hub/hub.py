@@ -78,7 +78,7 @@ class HubFiles:
             HubError: the Hub refused or failed, or the cache can not be written.
             IntegrityError: what arrived is not what the Hub has a record of.
         """
-        self.repo_id, self.options = repo_id, options
+        self.repo_id, self.options, self.sizes = repo_id, options, {}
         self.config = self._download(files.CONFIG, revision)
         self.commit = self.config.parent.name
         self.root = self.config.parents[3].resolve()  # the whole cache: repositories may share blobs
@@ -125,19 +125,24 @@ class HubFiles:
     def _download(self, file: str, revision: str | None) -> Path:
         from huggingface_hub import hf_hub_download
 
+        most = files.MAX_CONFIG_BYTES if file == files.CONFIG else files.MAX_FILE_BYTES
+        others = sum(size for name, size in self.sizes.items() if name != file)
+
         def download() -> str:
             return hf_hub_download(
                 self.repo_id,
                 file,
                 revision=revision,
                 library_name="pnc-hub",
-                tqdm_class=_bounded(files.MAX_CONFIG_BYTES if file == files.CONFIG else files.MAX_FILE_BYTES, file),
+                tqdm_class=_bounded(min(most, files.MAX_TOTAL_BYTES - others), file),
                 **self.options,
             )
 
         with explained(self.repo_id, revision, file):
             # hf_hub_download would find the same, but prepare a request first, and for its headers ask the Hub
-            return Path(self.cached(file, revision) or retried(download))
+            path = Path(self.cached(file, revision) or retried(download))
+            self.sizes[file] = path.stat().st_size
+            return path
 
 
 def is_transient(error: BaseException) -> bool:

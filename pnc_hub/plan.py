@@ -85,12 +85,13 @@ def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterC
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     width = _own_width(model)
     made_for = [adapter for adapter in clone.config.adapters if adapter.target is not None]
+    digests: dict[str, bytes] = {}
     for adapter in made_for:
         target, insertion = adapter.target, adapter.insertion
         at_input = insertion.module == INPUT
         if at_input and (architecture, width) == (target.architecture, target.num_classes):
             return adapter
-        if insertion.module in names and matches(model, insertion.trunk, target.fingerprint):
+        if insertion.module in names and matches(model, insertion.trunk, target.fingerprint, digests):
             _check_tokens(model, insertion)
             return adapter
     universal = next((adapter for adapter in clone.config.adapters if adapter.target is None), None)

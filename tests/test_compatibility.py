@@ -12,14 +12,14 @@ import timm
 import torch
 from common import tiny_clone, tiny_model
 from hostile.harness import reseal
-from hub_fixtures import *  # noqa: F403
 from hub_fixtures import edit
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from torch import nn
 
 import pnc_hub
 from pnc_hub import Clone, files
-from pnc_hub.cloning.curve import macs
+from pnc_hub.cloning import curve
+from pnc_hub.compatibility import macs
 from pnc_hub.errors import (
     ClassCollisionError,
     CloneNotFoundError,
@@ -229,7 +229,7 @@ class TestAnswer:
         for model, adapter in ((target, clone.config.adapters[0]), (tiny_model("vit"), clone.config.adapters[1])):
             found = pnc_hub.check(model, clone_folder)
             module, _ = clone.build(adapter, Preprocess.of(model))
-            assert found.macs == macs(module, adapter.insertion.point()) > 0
+            assert found.macs == curve.macs(module, adapter.insertion.point()) > 0
             read = {"model.safetensors", adapter.file} | ({"prefix.safetensors"} if found.universal else set())
             assert found.bytes == sum((clone_folder / name).stat().st_size for name in read)
             assert found.download == 0
@@ -372,3 +372,9 @@ def _whole(request, content, *, etag, headers=None):
     from loopback_hub.messages import Response
 
     return Response(200, content, {"ETag": f'"{etag}"', **(headers or {})})
+
+
+def test_multiply_accumulates_of_modules_and_functions():
+    layer, image = nn.Conv2d(3, 3, 3, padding=1, bias=False), torch.zeros(1, 3, 10, 10)
+    assert macs(layer, image) == 3 * 3 * 9 * 100
+    assert macs(lambda given: layer(layer(given)), image) == 2 * 3 * 3 * 9 * 100

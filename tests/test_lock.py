@@ -1,15 +1,16 @@
 """What is locked is attached, and nothing else."""
 
 import json
+from functools import partial
 
 import pytest
-from hub_fixtures import *  # noqa: F403
 from hub_fixtures import change_weights
 
 import pnc_hub
 from pnc_hub import Clone, lock
 from pnc_hub.errors import CloneNotFoundError
 from pnc_hub.lock import LockError
+from pnc_hub.verification import verify
 
 
 @pytest.fixture
@@ -54,6 +55,13 @@ class TestWriting:
         with pytest.raises(LockError, match="not a lock"):
             lock.write(Clone.from_pretrained(clone_folder), path=path)
         assert path.read_text() == '{"name": "mine"}'
+
+    def test_what_was_read_is_locked_not_what_is_there_by_then(self, clone_folder, tmp_path):
+        clone = Clone.from_pretrained(clone_folder)
+        read = pnc_hub.files.sha256(clone_folder / "config.json")
+        change_weights(clone_folder)
+        held = lock.read(lock.write(clone, path=tmp_path / "pnc-hub.lock"))
+        assert held[str(clone_folder)].files["config.json"] == read
 
     def test_a_clone_that_has_no_files(self, saved_clone, tmp_path):
         clone = Clone.from_pretrained(saved_clone)
@@ -104,9 +112,10 @@ class TestAttaching:
         held = json.loads(locked.read_text())
         held[repo]["files"][file] = "0" * 64
         for clone in (repo, Clone.from_pretrained(repo, **options)):
-            with pytest.raises(LockError, match=f"{'0' * 64} is locked") as error:
-                pnc_hub.attach(target, clone, lock=held, **options)
-            assert (error.value.repo_id, error.value.file) == (repo, file)
+            for use in (partial(pnc_hub.attach, target), partial(pnc_hub.check, target), verify):
+                with pytest.raises(LockError, match=f"{'0' * 64} is locked") as error:
+                    use(clone, lock=held, **options)
+                assert (error.value.repo_id, error.value.file) == (repo, file)
 
     def test_a_file_that_is_no_longer_locked(self, locked, repo, options, target):
         held = json.loads(locked.read_text())

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from common import tiny_clone, tiny_model
-from hub_fixtures import *  # noqa: F403
 from hub_fixtures import change_weights, contents, edit, heads, requested
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from loopback_hub import faults

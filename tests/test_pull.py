@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from common import images, tiny_model
-from hub_fixtures import *  # noqa: F403
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from loopback_hub import faults
 
@@ -188,6 +187,14 @@ class TestContent:
             pnc_hub.attach(target, repo, token=token, cache_dir=tmp_path)
         assert (error.value.file, error.value.repo_id) == (file, repo)
         assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 5000]
+
+    def test_too_much_of_small_files_is_not_downloaded(self, repo, published, token, tmp_path, monkeypatch):
+        clone = pnc_hub.Clone.from_pretrained(repo, token=token, cache_dir=tmp_path)
+        monkeypatch.setattr(files, "MAX_TOTAL_BYTES", 20_000)  # each of them has less
+        with pytest.raises(MalformedArtifactError, match="are allowed") as error:
+            clone.all_tensors()
+        assert error.value.repo_id == repo
+        assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 20_000
 
     def test_what_is_not_announced_is_not_taken_either(
         self, hub, repo, published, target, token, tmp_path, monkeypatch
