@@ -113,7 +113,7 @@ class Clone:
         is_folder = os.path.isdir(folder)  # Path.is_dir raises where it may not look, or where the name is too long
         if is_folder:
             name = str(folder)
-        pin = None if lock is None else find(lock, name)
+        pin = None if lock is None else find(lock, folder if is_folder else name)
         if is_folder:
             locate, commit = hub.FolderFiles(folder.resolve()), None
         elif hub.is_repo_id(name):
@@ -258,6 +258,13 @@ class Clone:
         return {**{adapter.file: adapter.sha256 for adapter in self.config.adapters}, **self.config.files}
 
     @property
+    def origin(self) -> str | Path | None:
+        """The Hub id or the folder that it was read from."""
+        from pnc_hub import hub
+
+        return self._locate.folder if isinstance(self._locate, hub.FolderFiles) else self.repo_id
+
+    @property
     def digests(self) -> dict[str, str]:
         """sha256 by name of every file but the card, as they were when config.json, which records the others, was read.
 
@@ -332,5 +339,5 @@ def open_clone(clone: str | Path | Clone, *, lock: Lock | None = None, **options
     if not isinstance(clone, Clone):
         return Clone.from_pretrained(clone, lock=lock, **options)
     if lock is not None:
-        find(lock, clone.repo_id).check(clone)
+        find(lock, clone.origin).check(clone)
     return clone

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +18,6 @@ from pnc_hub.branch import Branch
 from pnc_hub.config import AdapterConfig
 from pnc_hub.errors import TargetError
 from pnc_hub.lock import Lock
-from pnc_hub.points import INPUT
 from pnc_hub.preprocess import Preprocess
 
 _LOCK = threading.RLock()
@@ -247,10 +245,8 @@ def attach(
     adapter = plan.choose_adapter(inside, clone, on_mismatch)
     if on_collision == "error":
         plan.check_labels(inside, clone, attachments(inside))
-    near = inside.get_submodule("" if adapter.insertion.module == INPUT else adapter.insertion.module)
-    reference = next(near.parameters(), next(inside.parameters(), torch.zeros(())))
-    given = Preprocess.of(inside)
-    branch = Branch(clone, adapter, given, reference.device, reference.dtype, trainable)
+    near = plan.reference(inside, adapter)
+    branch = Branch(clone, adapter, Preprocess.of(inside), near.device, near.dtype, trainable)
     attachment = Attachment(clone, adapter, branch)
     _apply(inside, attachment)
     return attachment

@@ -97,8 +97,11 @@ def name_datasets(clone: Clone, datasets: Sequence[str]) -> None:
 
 
 def _datasets(config: CloneConfig) -> list[str]:
-    named = config.adapters[0].metrics.get("datasets")
-    return named.split(", ") if isinstance(named, str) and named else []
+    """What was named when each of the adapters was published."""
+    named = [adapter.metrics.get("datasets") for adapter in config.adapters]
+    return list(
+        dict.fromkeys(name for names in named if isinstance(names, str) and names for name in names.split(", "))
+    )
 
 
 def _body(clone: Clone, repo_id: str) -> str:

@@ -17,7 +17,8 @@ from pnc_hub.errors import HubError
 
 _CLASS, _SOURCE, _TARGET = "pnc-class:", "pnc-source:", "pnc-target:"
 _ANY = "any"  # target of a clone that fits every classifier, at its input
-_TOLD = ("cardData", "downloads", "lastModified", "sha", "tags")
+_BASE, _LICENSE = "base_model:adapter:", "license:"  # the Hub makes these of a card's other fields
+_TOLD = ("downloads", "lastModified", "sha", "tags")  # not the card itself: one that is odd would end the whole list
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,10 @@ def _listed(tags: list[str], author: str | None, token: str | bool | None) -> It
 def _info(model: Any) -> CloneInfo | None:
     """What the tags of a repository tell; they are anybody's words, so only those are believed that a clone can have."""
     tags = [tag for tag in model.tags or () if isinstance(tag, str)]
-    labels, sources, architectures = (
-        [tag[len(prefix) :] for tag in tags if tag.startswith(prefix)] for prefix in (_CLASS, _SOURCE, _TARGET)
+    labels, sources, architectures, models, licenses = (
+        [tag[len(prefix) :] for tag in tags if tag.startswith(prefix)]
+        for prefix in (_CLASS, _SOURCE, _TARGET, _BASE, _LICENSE)
     )
-    card = model.card_data.to_dict() if model.card_data else {}
-    models = card.get("base_model") or []
-    models = [models] if isinstance(models, str) else models
     try:
         for label in labels:
             checks.text(label)
@@ -177,7 +176,7 @@ def _info(model: Any) -> CloneInfo | None:
         source=source,
         targets=(*named, *unnamed),
         universal=_ANY in architectures,
-        license=_word(card.get("license")),
+        license=_word(licenses[0]) if licenses else None,
         downloads=model.downloads or 0,
         last_modified=model.last_modified,
     )

@@ -165,6 +165,11 @@ def is_ours(path: str) -> bool:
     return _OURS.fullmatch(path) is not None
 
 
+def is_told(path: str) -> bool:
+    """Whether a file of a clone is for its readers alone, made of what others hold: the card, a figure."""
+    return path == CARD or path.startswith("figures/")
+
+
 @contextmanager
 def _opened(path: Path, limit: int, file: str) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file of at most ``limit`` bytes, and its size; what the system refuses comes out typed."""

@@ -82,7 +82,8 @@ class HubFiles:
         self.config = self._download(files.CONFIG, revision)
         self.commit = self.config.parent.name
         self.root = self.config.parents[3].resolve()  # the whole cache: repositories may share blobs
-        self._check(self.config, files.CONFIG, None)
+        with explained(repo_id, self.commit, files.CONFIG):
+            self._check(self.config, files.CONFIG, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickled model must not carry the token of whoever attached the clone; a copy uses the stored one."""
@@ -103,7 +104,7 @@ class HubFiles:
         if not path.resolve().is_relative_to(self.root):
             raise self._refused("its file in the cache leads outside the cache", file)
         recorded = Path(os.readlink(path)).name if path.is_symlink() else ""  # the cache names it by the Hub's digest
-        if digest is None and file == files.CONFIG and _digest_like(path.read_bytes(), recorded) != recorded:
+        if digest is None and file == files.CONFIG and _digest_like(files.read_small(path, file), recorded) != recorded:
             raise self._refused("it is not what the Hub has a record of", file)
         if digest is not None and len(recorded) == 64 and recorded != digest:
             raise self._refused(f"the Hub has another sha256 on record than {files.CONFIG}", file)

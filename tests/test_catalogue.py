@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from common import tiny_clone, tiny_model
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
 import pnc_hub
 from pnc_hub import Clone
@@ -212,6 +212,24 @@ class TestOthers:
         publish_card(author, token, "card", library_name="pnc-hub", license=license_name, tags=["pnc-class:ant"])
         (found,) = pnc_hub.search(author=author, token=token)
         assert found.license is None
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            "tags: 5\nlibrary_name: pnc-hub",
+            "tags: {pnc-hub: 1}",
+            "tags: [pnc-hub, 5, [], null]\nlicense: [mit]",
+            "tags: [pnc-hub]\nbase_model: [null]",
+            "tags: [pnc-hub]\nbase_model: {a: b}\nbase_model_relation: adapter",
+            "tags: [pnc-hub]\nmodel-index: 5",
+        ],
+    )
+    def test_a_card_that_is_odd_hides_no_other(self, author, token, birds, data):
+        api = HfApi(token=token)
+        api.create_repo(f"{author}/odd")
+        add = CommitOperationAdd("README.md", f"---\n{data}\n---\n".encode())
+        api.create_commit(f"{author}/odd", [add], commit_message="odd")
+        assert birds in [info.repo_id for info in pnc_hub.search(author=author, token=token)]
 
     def test_models_of_other_libraries(self, author, token):
         publish_card(author, token, "other", library_name="timm", tags=["pnc-class:ant"])

@@ -168,6 +168,30 @@ class TestAgreement:
             assert found.universal is (True if kind == "universal" else None)
         assert type(found.problem) is (problem or type(None))
 
+    def test_numbers_beyond_the_models_precision(self, target, clone_folder):
+        def enlarge(tensors: dict) -> None:
+            next(value for name, value in tensors.items() if name.endswith("running_var")).view(-1)[0] = 1e6
+
+        edit_tensors(clone_folder, "model.safetensors", enlarge)
+        assert isinstance(agreed(copy.deepcopy(target).half(), clone_folder).problem, TargetError)
+        assert agreed(copy.deepcopy(target).bfloat16(), clone_folder).attaches
+
+    def test_a_later_adapter_that_could_not_be_used(self, tmp_path):
+        vit = tiny_model("vit")
+        folder = tiny_clone(tiny_model("resnet"), vit, universal=False).save_pretrained(tmp_path / "clone")
+
+        def add(config: dict) -> None:
+            (first,) = config["adapters"]
+            insertion = {**first["insertion"], "grid": [2, 8]}
+            later = {**first, "name": "later", "file": "adapters/later.safetensors", "insertion": insertion}
+            config["adapters"].append(later)
+
+        shutil.copy(next((folder / "adapters").iterdir()), folder / "adapters" / "later.safetensors")
+        edit(folder, add)
+        found = agreed(vit, folder)
+        assert found.attaches
+        assert "have an adapter made for this model" in found.others["later"]
+
     def test_attached_already(self, target, clone_folder):
         with pnc_hub.attach(target, clone_folder):
             found = agreed(target, clone_folder)

@@ -216,7 +216,8 @@ def _sorted(
     def read(images: Tensor) -> tuple[Tensor, ...]:
         logits, lesson = recalled.target(images)[0], recalled.teach(images)
         log_odds = recalled.gate(logits, lesson.cloned, lesson.rejected, lesson.penultimate)
-        return log_odds > 0, lesson.cloned.argmax(1), logits.argmax(1)
+        # without the offset, which was calibrated on what another target makes of its images
+        return log_odds + recalled.gate.offset > 0, lesson.cloned.argmax(1), logits.argmax(1)
 
     taken, answers, seen, _ = gather(read, loader)
     few = answers[taken].bincount(minlength=len(labels)) < PARTS
