@@ -110,7 +110,9 @@ def judge(
 
 
 def _ranked(places: list[Place], images: int) -> list[Place]:
-    """Best first; accuracies that differ by less than a standard error are the same, and the second score decides, then cost.
+    """Best first; accuracies that differ by less than a standard error are the same, and the second score decides.
+
+    Few images make all of these equal: then how well the source's logits are reproduced decides, to a tenth, then cost.
 
     Args:
         places: in any order.
@@ -120,7 +122,8 @@ def _ranked(places: list[Place], images: int) -> list[Place]:
     best = (places[0].score[0] * images + 1) / (images + 2)  # of a hundred right answers the next may still be wrong
     error = math.sqrt(best * (1 - best) / images / (1 if places[0].avg_u is None else 2))
     alike = [place for place in places if place.score[0] >= best - error]
-    return sorted(alike, key=lambda place: (-round(place.score[1], 3), place.macs)) + places[len(alike) :]
+    ordered = sorted(alike, key=lambda place: (-round(place.score[1], 3), -round(place.match, 1), place.macs))
+    return ordered + places[len(alike) :]
 
 
 def _place(column: int, candidate: Candidate, module: CloneModule, parts: list, known: tuple[bool, float]) -> Place:
