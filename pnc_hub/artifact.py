@@ -237,20 +237,22 @@ class Clone:
         with self._named():
             tensors = self._tensors.get(files.PROBE)
             if tensors is None:
-                found = files.read_header(self._path(files.PROBE), files.PROBE)
+                found = files.read_header(self._path(files.PROBE, files.MAX_PROBE_BYTES), files.PROBE)
                 tensors = self._read(files.PROBE, probe.expected(self.config, found))
         prefix = f"{adapter.name}/"
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
     def _read(self, file: str, expected: dict[str, files.TensorSpec]) -> dict[str, Tensor]:
         if file not in self._tensors:
-            self._tensors[file] = files.read_tensors(self._path(file), expected, self._digest(file), file)
+            self._tensors[file] = files.read_tensors(
+                self._path(file, files.most_bytes(expected)), expected, self._digest(file), file
+            )
         return self._tensors[file]
 
-    def _path(self, file: str) -> Path:
+    def _path(self, file: str, most: int = files.MAX_FILE_BYTES) -> Path:
         if self._locate is None:
             raise CloneNotFoundError("this clone was made without it", file=file)
-        return self._locate(file, self.recorded.get(file))
+        return self._locate(file, self.recorded.get(file), most)
 
     @property
     def recorded(self) -> dict[str, str]:

@@ -32,6 +32,7 @@ _OURS = re.compile(
 MAX_CONFIG_BYTES = 4 << 20
 MAX_HEADER_BYTES = 4 << 20
 MAX_FILE_BYTES = 4 << 30
+MAX_PROBE_BYTES = 256 << 20
 MAX_TOTAL_BYTES = 8 << 30  # of all files of one clone that are downloaded
 
 _DTYPES = {
@@ -120,8 +121,7 @@ def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str, file:
         IntegrityError: the sha256 is another one.
         MalformedArtifactError: anything else is not as expected.
     """
-    with _opened(path, MAX_FILE_BYTES, file) as (stream, size):
-        _check_size(size, expected, file)
+    with _opened(path, most_bytes(expected), file) as (stream, size):  # a larger one is not even hashed
         hashed = _Hashed(stream, size)
         try:
             tensors, problem = _fill(hashed, size, expected, file), None
@@ -214,11 +214,10 @@ class _Hashed:
         return self.sha256.hexdigest()
 
 
-def _check_size(size: int, expected: dict[str, TensorSpec], file: str) -> None:
-    """A file that is far larger than what it must hold is not even hashed."""
+def most_bytes(expected: dict[str, TensorSpec]) -> int:
+    """The largest size of a file that holds the ``expected`` tensors."""
     needed = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in expected.values())
-    if size > needed + MAX_HEADER_BYTES + 8:
-        raise MalformedArtifactError(f"{size} bytes, and the configuration needs {needed}", file=file)
+    return min(8 + MAX_HEADER_BYTES + needed, MAX_FILE_BYTES)
 
 
 def _fill(stream: _Hashed, size: int, expected: dict[str, TensorSpec], file: str) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ class FolderFiles:
 
     folder: Path
 
-    def __call__(self, file: str, digest: str | None = None) -> Path:
+    def __call__(self, file: str, digest: str | None = None, most: int = files.MAX_FILE_BYTES) -> Path:
         """The path of ``file``, whether it exists or not."""
         return self.folder / file
 
@@ -79,7 +79,7 @@ class HubFiles:
             IntegrityError: what arrived is not what the Hub has a record of.
         """
         self.repo_id, self.options, self.sizes = repo_id, options, {}
-        self.config = self._download(files.CONFIG, revision)
+        self.config = self._download(files.CONFIG, revision, files.MAX_CONFIG_BYTES)
         self.commit = self.config.parent.name
         self.root = self.config.parents[3].resolve()  # the whole cache: repositories may share blobs
         with explained(repo_id, self.commit, files.CONFIG):
@@ -89,14 +89,15 @@ class HubFiles:
         """A pickled model must not carry the token of whoever attached the clone; a copy uses the stored one."""
         return {**self.__dict__, "options": {**self.options, "token": None}}
 
-    def __call__(self, file: str, digest: str | None = None) -> Path:
+    def __call__(self, file: str, digest: str | None = None, most: int = files.MAX_FILE_BYTES) -> Path:
         """Download ``file`` unless it is in the cache; its path.
 
         Args:
             file: name inside the artifact.
             digest: sha256 that config.json records for it; that of the Hub must be the same.
+            most: bytes, beyond which the download is broken off.
         """
-        path = self.config if file == files.CONFIG else self._download(file, self.commit)
+        path = self.config if file == files.CONFIG else self._download(file, self.commit, most)
         self._check(path, file, digest)
         return path
 
@@ -123,10 +124,9 @@ class HubFiles:
         path = try_to_load_from_cache(self.repo_id, file, self.options.get("cache_dir"), revision)
         return path if isinstance(path, str) else None
 
-    def _download(self, file: str, revision: str | None) -> Path:
+    def _download(self, file: str, revision: str | None, most: int) -> Path:
         from huggingface_hub import hf_hub_download
 
-        most = files.MAX_CONFIG_BYTES if file == files.CONFIG else files.MAX_FILE_BYTES
         others = sum(size for name, size in self.sizes.items() if name != file)
 
         def download() -> str:

@@ -68,13 +68,6 @@ class TestFailures:
         assert (error.value.file, error.value.repo_id, error.value.code) == (file, repo, "hub")
         pnc_hub.attach(target, repo, token=token, cache_dir=tmp_path).detach()  # nothing half is left behind
 
-    def test_a_cdn_that_does_not_deliver(self, hub, repo, published, target, token, tmp_path, impatient):
-        fault = hub.fail("GET /lfs/", status=503, times=100)
-        with pytest.raises(HubError) as error:
-            pnc_hub.attach(target, repo, token=token, cache_dir=tmp_path)
-        fault.remaining = 0
-        assert error.value.revision == published
-
     def test_a_bad_token(self, repo, published, target, tmp_path):
         with pytest.raises(HubError, match="Invalid credentials"):
             pnc_hub.attach(target, repo, token="hf_nobody", cache_dir=tmp_path)
@@ -195,25 +188,6 @@ class TestContent:
             clone.all_tensors()
         assert error.value.repo_id == repo
         assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 20_000
-
-    def test_what_is_not_announced_is_not_taken_either(
-        self, hub, repo, published, target, token, tmp_path, monkeypatch
-    ):
-        monkeypatch.setattr(files, "MAX_FILE_BYTES", 1 << 20)
-        size = 100 << 20
-        with (
-            hub.fail("GET /lfs/", faults.flood(size)),
-            pytest.raises(MalformedArtifactError, match="are allowed"),
-        ):
-            pnc_hub.attach(target, repo, token=token, cache_dir=tmp_path)
-        assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 1 << 20
-
-    @pytest.mark.parametrize("effect", [faults.html(), faults.redirect(), faults.redirect("file:///etc/passwd")])
-    def test_another_answer_than_a_file(self, hub, repo, published, target, token, tmp_path, impatient, effect):
-        for pattern in ("/config.json", "/lfs/"):
-            with hub.fail(pattern, effect, times=1000), pytest.raises(ArtifactError) as error:
-                pnc_hub.attach(target, repo, token=token, cache_dir=tmp_path)
-            assert error.value.repo_id == repo
 
 
 class TestCache:
