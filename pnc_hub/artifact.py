@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +56,7 @@ class Clone:
         """
         self.config, self.repo_id, self.revision = config, repo_id, revision
         self._tensors, self._locate = tensors, locate
+        self._read_from = ""  # sha256 of the config.json that it was read from
         self.curve: tuple[dict[str, Any], ...] = ()
 
     def __repr__(self) -> str:
@@ -107,10 +110,11 @@ class Clone:
         name, at = hub.split_revision(str(id_or_folder), revision)
         folder = Path(str(id_or_folder))
         locate: Callable[[str, str | None], Path]
-        if folder.is_dir():
+        is_folder = os.path.isdir(folder)  # Path.is_dir raises where it may not look, or where the name is too long
+        if is_folder:
             name = str(folder)
-        pin = None if lock is None else find(lock, name)
-        if folder.is_dir():
+        pin = None if lock is None else find(lock, folder if is_folder else name)
+        if is_folder:
             locate, commit = hub.FolderFiles(folder.resolve()), None
         elif hub.is_repo_id(name):
             locate = hub.HubFiles(
@@ -129,11 +133,13 @@ class Clone:
                 repo_id=str(id_or_folder),
             )
         try:
-            config = CloneConfig.from_dict(files.read_json(locate(files.CONFIG, None), files.CONFIG))
+            content = files.read_small(locate(files.CONFIG, None), files.CONFIG)
+            config = CloneConfig.from_dict(files.parse_json(content, files.CONFIG))
         except ArtifactError as error:
             error.file = error.file or files.CONFIG
             raise error.at(repo_id=name, revision=commit or at) from None
         clone = cls(config, {}, locate=locate, repo_id=name, revision=commit)
+        clone._read_from = hashlib.sha256(content).hexdigest()
         if pin:
             pin.check(clone)
         return clone
@@ -231,20 +237,22 @@ class Clone:
         with self._named():
             tensors = self._tensors.get(files.PROBE)
             if tensors is None:
-                found = files.read_header(self._path(files.PROBE), files.PROBE)
+                found = files.read_header(self._path(files.PROBE, files.MAX_PROBE_BYTES), files.PROBE)
                 tensors = self._read(files.PROBE, probe.expected(self.config, found))
         prefix = f"{adapter.name}/"
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
     def _read(self, file: str, expected: dict[str, files.TensorSpec]) -> dict[str, Tensor]:
         if file not in self._tensors:
-            self._tensors[file] = files.read_tensors(self._path(file), expected, self._digest(file), file)
+            self._tensors[file] = files.read_tensors(
+                self._path(file, files.most_bytes(expected)), expected, self._digest(file), file
+            )
         return self._tensors[file]
 
-    def _path(self, file: str) -> Path:
+    def _path(self, file: str, most: int = files.MAX_FILE_BYTES) -> Path:
         if self._locate is None:
             raise CloneNotFoundError("this clone was made without it", file=file)
-        return self._locate(file, self.recorded.get(file))
+        return self._locate(file, self.recorded.get(file), most)
 
     @property
     def recorded(self) -> dict[str, str]:
@@ -252,14 +260,22 @@ class Clone:
         return {**{adapter.file: adapter.sha256 for adapter in self.config.adapters}, **self.config.files}
 
     @property
+    def origin(self) -> str | Path | None:
+        """The Hub id or the folder that it was read from."""
+        from pnc_hub import hub
+
+        return self._locate.folder if isinstance(self._locate, hub.FolderFiles) else self.repo_id
+
+    @property
     def digests(self) -> dict[str, str]:
-        """sha256 by name of every file but the card; that of config.json, which records the others, is computed now.
+        """sha256 by name of every file but the card, as they were when config.json, which records the others, was read.
 
         Raises:
             CloneNotFoundError: the clone was not read from files.
         """
-        with self._named():
-            return {files.CONFIG: files.sha256(self._path(files.CONFIG)), **self.recorded}
+        if not self._read_from:
+            raise CloneNotFoundError("this clone was made without it; save it, and read it again", file=files.CONFIG)
+        return {files.CONFIG: self._read_from, **self.recorded}
 
     def _digest(self, file: str) -> str:
         digest = self.recorded.get(file)
@@ -318,3 +334,12 @@ class Clone:
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_bytes(content)
         return [*self._tensors, files.CONFIG, files.CARD, *drawn]
+
+
+def open_clone(clone: str | Path | Clone, *, lock: Lock | None = None, **options: Any) -> Clone:
+    """``clone`` itself, or what ``Clone.from_pretrained`` reads; either must be in ``lock``, if one is given."""
+    if not isinstance(clone, Clone):
+        return Clone.from_pretrained(clone, lock=lock, **options)
+    if lock is not None:
+        find(lock, clone.origin).check(clone)
+    return clone

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pnc_hub import files
 from pnc_hub.config import AdapterConfig, CloneConfig
@@ -20,7 +21,7 @@ from pnc_hub.errors import InsertionPointError, MalformedArtifactError
 from pnc_hub.module import Adapter, CloneModule, Gate, empty, put_tensors, shrink, tensors_of
 from pnc_hub.points import INPUT, InsertionPoint
 from pnc_hub.preprocess import Preprocess, Reprocess
-from pnc_hub.shapes import ShapesOnly
+from pnc_hub.shapes import IndicesInRange, ShapesOnly
 from pnc_hub.source import Source
 
 Read = Callable[[str, dict[str, files.TensorSpec]], dict[str, Tensor]]
@@ -62,14 +63,19 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
 
 def _check_numbers(module: CloneModule, point: InsertionPoint) -> None:
     """What is finite and of the right shape and can not be true all the same: a negative variance, an index out of range."""
-    for name, tensor in tensors_of(module).items():
+    tensors = tensors_of(module)
+    for name, tensor in tensors.items():
         if name.endswith("running_var") and bool(tensor.lt(0).any()):
             raise MalformedArtifactError(f"the variance {name!r} is negative somewhere", file=files.WEIGHTS)
-    if not any(tensor.dim() and not tensor.is_floating_point() for tensor in tensors_of(module).values()):
+    indices = {name for name, tensor in tensors.items() if tensor.dim() and not tensor.is_floating_point()}
+    if not indices:
         return
+    module.train().eval()  # some layers remember what they have read, and forget it here
+    # nothing is computed, whatever size the artifact names: only indices have numbers
+    given = {name: tensor if name in indices else tensor.to("meta") for name, tensor in tensors.items()}
     try:
-        with torch.no_grad():
-            module.eval()(empty(point, device="cpu"))
+        with ShapesOnly(), IndicesInRange(), torch.no_grad():
+            functional_call(module, given, empty(point, device="meta"))
     except Exception as error:  # whatever an index out of range makes a layer raise
         reason = f"its whole numbers do not index what they should ({error!s:.500})"
         raise MalformedArtifactError(reason, file=files.WEIGHTS) from error

@@ -9,17 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pnc_hub import detour, patch, plan, probe
-from pnc_hub.artifact import Clone
+from pnc_hub.artifact import Clone, open_clone
 from pnc_hub.branch import Branch
 from pnc_hub.config import AdapterConfig
 from pnc_hub.errors import TargetError
-from pnc_hub.lock import Lock, find
-from pnc_hub.points import INPUT
+from pnc_hub.lock import Lock
 from pnc_hub.preprocess import Preprocess
 
 _LOCK = threading.RLock()
@@ -235,25 +233,20 @@ def attach(
         raise TargetError(
             "DistributedDataParallel does not average the gradients of a clone; train it on the plain model, then wrap that"
         )
-    if not isinstance(clone, Clone):
-        clone = Clone.from_pretrained(
-            clone,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            lock=lock,
-        )
-    elif lock is not None:
-        find(lock, clone.repo_id).check(clone)
+    clone = open_clone(
+        clone,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        force_download=force_download,
+        lock=lock,
+    )
     adapter = plan.choose_adapter(inside, clone, on_mismatch)
     if on_collision == "error":
         plan.check_labels(inside, clone, attachments(inside))
-    near = inside.get_submodule("" if adapter.insertion.module == INPUT else adapter.insertion.module)
-    reference = next(near.parameters(), next(inside.parameters(), torch.zeros(())))
-    given = Preprocess.of(inside)
-    branch = Branch(clone, adapter, given, reference.device, reference.dtype, trainable)
+    near = plan.reference(inside, adapter)
+    branch = Branch(clone, adapter, Preprocess.of(inside), near.device, near.dtype, trainable)
     attachment = Attachment(clone, adapter, branch)
     _apply(inside, attachment, given)
     return attachment

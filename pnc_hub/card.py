@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pnc_hub import checks, figures, report
+from pnc_hub import catalogue, checks, figures, report
 from pnc_hub.config import LIBRARY_NAME, AdapterConfig, CloneConfig
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def metadata(clone: Clone) -> Any:
             "partial-network-cloning",
             "timm",
             "arxiv:2303.10597",
-            *(f"pnc-class:{label}" for label in config.labels),
-            *dict.fromkeys(f"pnc-target:{target.architecture}" for target in targets if target.architecture),
+            *catalogue.tags(config),
         ],
     )
 
@@ -98,8 +97,11 @@ def name_datasets(clone: Clone, datasets: Sequence[str]) -> None:
 
 
 def _datasets(config: CloneConfig) -> list[str]:
-    named = config.adapters[0].metrics.get("datasets")
-    return named.split(", ") if isinstance(named, str) and named else []
+    """What was named when each of the adapters was published."""
+    named = [adapter.metrics.get("datasets") for adapter in config.adapters]
+    return list(
+        dict.fromkeys(name for names in named if isinstance(names, str) and names for name in names.split(", "))
+    )
 
 
 def _body(clone: Clone, repo_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from typing import Any
 from torch import nn
 
 from pnc_hub import checks, hub
-from pnc_hub.config import LIBRARY_NAME
+from pnc_hub.config import LIBRARY_NAME, CloneConfig
 from pnc_hub.errors import HubError
 
-_CLASS, _TARGET, _BASE = "pnc-class:", "pnc-target:", "base_model:adapter:"
-_TOLD = ("cardData", "downloads", "lastModified", "sha", "tags")
+_CLASS, _SOURCE, _TARGET = "pnc-class:", "pnc-source:", "pnc-target:"
+_ANY = "any"  # target of a clone that fits every classifier, at its input
+_BASE, _LICENSE = "base_model:adapter:", "license:"  # the Hub makes these of a card's other fields
+_TOLD = ("downloads", "lastModified", "sha", "tags")  # not the card itself: one that is odd would end the whole list
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class CloneInfo:
         repo_id: ``"user/name"``, as ``attach`` takes it.
         sha: the commit that was found, to pin it: ``"user/name@sha"``.
         labels: the classes that it adds.
-        source: Hub id of the model that it was cloned from, or None where the card names none.
+        source: Hub id of the model that it was cloned from, its architecture where it has no id, or None where no card says.
         targets: the models that it has an adapter for: Hub ids, or architectures where the card names no id.
+        universal: whether it fits any other classifier too, at its input.
         license: licence of the source, as the Hub spells it, or None.
         downloads: in the last 30 days.
         last_modified: when the repository was changed.
@@ -38,6 +42,7 @@ class CloneInfo:
     labels: tuple[str, ...]
     source: str | None
     targets: tuple[str, ...]
+    universal: bool
     license: str | None
     downloads: int
     last_modified: datetime | None
@@ -57,9 +62,9 @@ def search(
     Args:
         classes: names of classes that a clone adds, all of them, spelt as on its card.
         target: what it is to be attached to: a timm model, or the name of one. A name with a tag (``"resnet50.a1_in1k"``)
-            leaves out clones that were made for other weights of the architecture alone. Clones that fit any target by
-            way of its input are not found by one; ``pnc_hub.check`` tells of any clone whether it attaches.
-        source: Hub id of the model that it was cloned from.
+            leaves out clones that were made for other weights of the architecture alone. Those that fit any target by way
+            of its input are listed as well. ``pnc_hub.check`` tells of any clone whether it attaches.
+        source: Hub id of the model that it was cloned from, or its architecture where it has none.
         author: user or organisation.
         limit: how many to list, at most.
         token: Hub token; by default the one that is stored on this machine.
@@ -76,19 +81,32 @@ def search(
         raise ValueError(f"limit is a positive number, or None for all; received {limit!r}")
     wanted = [classes] if isinstance(classes, str) else list(classes or ())
     architecture, checkpoint = _named(target) if target is not None else (None, None)
-    tags = [LIBRARY_NAME, *(_CLASS + label for label in wanted)]
-    tags += [_TARGET + architecture] if architecture else []
-    tags += [_BASE + source] if source else []
+    common = [LIBRARY_NAME, *(_CLASS + label for label in wanted), *([_SOURCE + source] if source else [])]
+    # the Hub lists what carries all of some tags, so either of two takes two lists
+    kinds = [[_TARGET + architecture], [_TARGET + _ANY]] if architecture else [[]]
 
     def fits(found: CloneInfo) -> bool:
         others = [name for name in found.targets if _split(name)[0] == architecture and "." in name]
-        return (
-            set(wanted) <= set(found.labels)
-            and source in (None, found.source)
-            and (checkpoint is None or not others or checkpoint in [_split(name)[1] for name in others])
-        )
+        made_for = found.universal or not others or checkpoint in (None, *(_split(name)[1] for name in others))
+        return set(wanted) <= set(found.labels) and source in (None, found.source) and made_for
 
-    return list(itertools.islice(filter(fits, _listed(tags, author, token)), limit))
+    lists = [_listed([*common, *more], author, token) for more in kinds]
+    listed = heapq.merge(*lists, key=lambda found: -found.downloads)
+    seen: set[str] = set()
+    new = (found for found in listed if fits(found) and not (found.repo_id in seen or seen.add(found.repo_id)))
+    return list(itertools.islice(new, limit))
+
+
+def tags(config: CloneConfig) -> list[str]:
+    """What a clone's card is tagged with, for ``search`` to find it by."""
+    targets = [adapter.target for adapter in config.adapters]
+    architectures = [target.architecture for target in targets if target and target.architecture]
+    return [
+        *(_CLASS + label for label in config.labels),
+        _SOURCE + (config.source.hub_id or config.source.architecture),
+        *dict.fromkeys(_TARGET + architecture for architecture in architectures),
+        *([_TARGET + _ANY] if None in targets else []),
+    ]
 
 
 def table(found: Collection[CloneInfo]) -> str:
@@ -98,7 +116,7 @@ def table(found: Collection[CloneInfo]) -> str:
         (
             info.repo_id,
             _short(info.labels),
-            _short(info.targets) or "any model",
+            _short((*info.targets, *(["any model"] if info.universal else []))) or "-",
             info.source or "-",
             info.license or "-",
             f"{info.downloads:,}",
@@ -135,40 +153,33 @@ def _listed(tags: list[str], author: str | None, token: str | bool | None) -> It
 def _info(model: Any) -> CloneInfo | None:
     """What the tags of a repository tell; they are anybody's words, so only those are believed that a clone can have."""
     tags = [tag for tag in model.tags or () if isinstance(tag, str)]
-    labels, architectures = ([tag[len(p) :] for tag in tags if tag.startswith(p)] for p in (_CLASS, _TARGET))
-    card = model.card_data.to_dict() if model.card_data else {}
-    models = card.get("base_model") or []
-    models = [models] if isinstance(models, str) else models
+    labels, sources, architectures, models, licenses = (
+        [tag[len(prefix) :] for tag in tags if tag.startswith(prefix)]
+        for prefix in (_CLASS, _SOURCE, _TARGET, _BASE, _LICENSE)
+    )
     try:
         for label in labels:
             checks.text(label)
         for name in architectures:
             checks.architecture(name)
-        for name in models:
+        for name in (*models, *sources):
             checks.hub_id(name)
     except (TypeError, ValueError):
         return None
-    source = _source(models, architectures)
+    source = sources[0] if len(sources) == 1 else None
     named = [name for name in models if name != source]
-    unnamed = [name for name in architectures if name not in [_split(known)[0] for known in named]]
+    unnamed = [name for name in architectures if name not in (_ANY, *(_split(known)[0] for known in named))]
     return CloneInfo(
         repo_id=model.id,
         sha=model.sha,
         labels=tuple(labels),
         source=source,
         targets=(*named, *unnamed),
-        license=_word(card.get("license")),
+        universal=_ANY in architectures,
+        license=_word(licenses[0]) if licenses else None,
         downloads=model.downloads or 0,
         last_modified=model.last_modified,
     )
-
-
-def _source(models: list[str], architectures: list[str]) -> str | None:
-    """The card lists the source, where it has a Hub id, before the targets."""
-    if not models:
-        return None
-    first, rest = _split(models[0])[0], [_split(name)[0] for name in models[1:]]
-    return None if first in architectures and first not in rest else models[0]
 
 
 def _named(target: str | nn.Module) -> tuple[str, str | None]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pnc_hub import plan, report
-from pnc_hub.artifact import Clone
+from pnc_hub.artifact import Clone, open_clone
 from pnc_hub.assembly import assemble
 from pnc_hub.attachment import attachments
 from pnc_hub.config import AdapterConfig
-from pnc_hub.errors import ClassCollisionError, HubError, PncHubError, TargetError
+from pnc_hub.errors import ClassCollisionError, HubError, PncHubError
 from pnc_hub.headers import Headers
+from pnc_hub.lock import Lock
 from pnc_hub.module import empty
 from pnc_hub.points import INPUT
 from pnc_hub.preprocess import Preprocess
@@ -109,6 +110,7 @@ def check(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    lock: Lock | None = None,
 ) -> Compatibility:
     """Find out whether ``attach(model, clone)`` would succeed; no weights are downloaded, the model is only read.
 
@@ -123,12 +125,13 @@ def check(
         token: Hub token.
         cache_dir: the Hub client's cache.
         local_files_only: do not ask the Hub.
+        lock: as for ``attach``.
 
     Returns:
         The answer; ``.attaches`` is yes or no, ``.problem`` the error that ``attach`` would raise.
 
     Raises:
-        ArtifactError: there is no clone to check: it was not found, or its configuration is not valid.
+        ArtifactError: there is no clone to check: it was not found, is not the locked one, or its configuration is not valid.
         HubError: the Hub did not answer.
 
     Example:
@@ -136,10 +139,9 @@ def check(
         >>> model = timm.create_model("resnet18").eval()
         >>> print(pnc_hub.check(model, "user/clone-birds"))  # doctest: +SKIP
     """
-    if not isinstance(clone, Clone):
-        clone = Clone.from_pretrained(
-            clone, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        )
+    clone = open_clone(
+        clone, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only, lock=lock
+    )
     found = Compatibility(clone.labels, clone.repo_id, clone.revision)
     try:
         _examine(model, clone, found)
@@ -150,10 +152,10 @@ def check(
     return found
 
 
-def macs(module: nn.Module, example: torch.Tensor) -> int:
-    """Multiply-accumulates of ``module`` for ``example``, which may be on the meta device as it is."""
+def macs(predict: Callable[[torch.Tensor], object], example: torch.Tensor) -> int:
+    """Multiply-accumulates of ``predict``, a module or a function, for ``example``; both may be on the meta device."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(example)
+        predict(example)
     return int(counter.get_total_flops()) // 2
 
 
@@ -161,27 +163,32 @@ def _examine(model: nn.Module, clone: Clone, found: Compatibility) -> None:
     """The steps of ``attach`` before anything is done to the model; ``found`` holds what they have come to."""
     inside = plan.unwrapped(model)
     plan.check_target(inside)
-    found.others = {adapter.name: _why_not(inside, clone, adapter) for adapter in clone.config.adapters}
+    digests: dict[str, bytes] = {}  # no weight of the model is hashed twice, however many adapters there are
+    found.others = {adapter.name: _why_not(inside, clone, adapter, digests) for adapter in clone.config.adapters}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        adapter = plan.choose_adapter(inside, clone, "error")
+        adapter = plan.choose_adapter(inside, clone, "error", digests=digests)
     del found.others[adapter.name]
     found.warnings = tuple(str(warning.message) for warning in told)
     found.adapter, found.universal, found.insertion = adapter.name, adapter.target is None, adapter.insertion.module
     found.metrics = dict(adapter.metrics)
+    present = attachments(inside)
+    found.collisions = tuple(label for label, _ in plan.collisions(inside, clone, present))
     try:
-        plan.check_labels(inside, clone, attachments(inside))
+        plan.check_labels(inside, clone, present)
     except ClassCollisionError as error:  # one that may be allowed: the rest is of interest all the same
-        found.problem, found.collisions = error, tuple(_collisions(inside, clone))
+        found.problem = error
     with ThreadPoolExecutor(1) as pool, clone._named():  # inference mode and the like are the caller's alone
-        pool.submit(_measure, clone, adapter, Preprocess.of(inside), found).result()
+        pool.submit(_measure, inside, clone, adapter, found).result()
 
 
-def _measure(clone: Clone, adapter: AdapterConfig, given: Preprocess, found: Compatibility) -> None:
+def _measure(model: nn.Module, clone: Clone, adapter: AdapterConfig, found: Compatibility) -> None:
     """Put the clone together from headers, and count."""
-    headers = Headers(clone)
+    given, headers = Preprocess.of(model), Headers(clone)
     module, gate = assemble(clone.config, adapter, given, headers)
-    module = module.to("meta")
+    if not headers.absent:  # numbers that are here may be beyond the model's precision
+        module.to(plan.reference(model, adapter).dtype)
+    module = module.to("meta", torch.float32)
     image = torch.empty(1, *given.input_size, device="meta")
     at_input = adapter.insertion.module == INPUT
     found.bytes = sum(headers.sizes.values())
@@ -190,25 +197,12 @@ def _measure(clone: Clone, adapter: AdapterConfig, given: Preprocess, found: Com
     found.macs = macs(module, image if at_input else empty(adapter.insertion.point(), device="meta"))
 
 
-def _why_not(model: nn.Module, clone: Clone, adapter: AdapterConfig) -> str:
+def _why_not(model: nn.Module, clone: Clone, adapter: AdapterConfig, digests: dict[str, bytes]) -> str:
     """What would be said if the clone had no other adapter."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            plan.choose_adapter(model, _with(clone, adapters=[adapter]), "error")
-    except TargetError as error:
+            plan.choose_adapter(model, clone, "error", [adapter], digests)
+    except PncHubError as error:
         return str(error)
     return "it would fit too; the one that is used comes first"
-
-
-def _collisions(model: nn.Module, clone: Clone) -> Iterable[str]:
-    for entry in clone.config.classes:
-        try:
-            plan.check_labels(model, _with(clone, classes=[entry]), attachments(model))
-        except ClassCollisionError:
-            yield entry.label
-
-
-def _with(clone: Clone, **changes: Any) -> Clone:
-    """``clone`` with a smaller configuration; it can be asked about, not attached."""
-    return Clone(replace(clone.config, **changes), {}, repo_id=clone.repo_id, revision=clone.revision)

@@ -32,6 +32,8 @@ _OURS = re.compile(
 MAX_CONFIG_BYTES = 4 << 20
 MAX_HEADER_BYTES = 4 << 20
 MAX_FILE_BYTES = 4 << 30
+MAX_PROBE_BYTES = 256 << 20
+MAX_TOTAL_BYTES = 8 << 30  # of all files of one clone that are downloaded
 
 _DTYPES = {
     "F64": torch.float64,
@@ -65,8 +67,41 @@ def sha256(path: Path) -> str:
 
 def read_json(path: Path, file: str) -> Any:
     """Parse a small JSON file without JSON's leniencies: no duplicate keys, no NaN, no huge numbers, no deep nesting."""
+    return parse_json(read_small(path, file), file)
+
+
+def read_small(path: Path, file: str) -> bytes:
+    """What a file of at most ``MAX_CONFIG_BYTES`` holds."""
     with _opened(path, MAX_CONFIG_BYTES, file) as (stream, size):
-        return _parse_json(stream.read(size), file)
+        return stream.read(size)
+
+
+def parse_json(data: bytes, file: str) -> Any:
+    """Parse JSON as ``read_json`` does."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key stands twice in one object")
+        return result
+
+    def refuse(text: str) -> Any:
+        raise ValueError(f"{text:.20} is no number here")
+
+    def number(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else refuse(text)
+
+    try:
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_constant=refuse,
+            parse_float=number,
+            parse_int=lambda text: int(text) if len(text) < 20 else refuse(text),
+        )
+    except (ValueError, RecursionError) as error:
+        raise MalformedArtifactError(f"not valid JSON ({str(error)[:200]})", file=file) from None
 
 
 def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str, file: str) -> dict[str, Tensor]:
@@ -86,8 +121,7 @@ def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str, file:
         IntegrityError: the sha256 is another one.
         MalformedArtifactError: anything else is not as expected.
     """
-    with _opened(path, MAX_FILE_BYTES, file) as (stream, size):
-        _check_size(size, expected, file)
+    with _opened(path, most_bytes(expected), file) as (stream, size):  # a larger one is not even hashed
         hashed = _Hashed(stream, size)
         try:
             tensors, problem = _fill(hashed, size, expected, file), None
@@ -129,6 +163,11 @@ def specs(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, TensorSpec]:
 def is_ours(path: str) -> bool:
     """Whether a file or folder of this relative path can belong to a clone."""
     return _OURS.fullmatch(path) is not None
+
+
+def is_told(path: str) -> bool:
+    """Whether a file of a clone is for its readers alone, made of what others hold: the card, a figure."""
+    return path == CARD or path.startswith("figures/")
 
 
 @contextmanager
@@ -175,11 +214,10 @@ class _Hashed:
         return self.sha256.hexdigest()
 
 
-def _check_size(size: int, expected: dict[str, TensorSpec], file: str) -> None:
-    """A file that is far larger than what it must hold is not even hashed."""
+def most_bytes(expected: dict[str, TensorSpec]) -> int:
+    """The largest size of a file that holds the ``expected`` tensors."""
     needed = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in expected.values())
-    if size > needed + MAX_HEADER_BYTES + 8:
-        raise MalformedArtifactError(f"{size} bytes, and the configuration needs {needed}", file=file)
+    return min(8 + MAX_HEADER_BYTES + needed, MAX_FILE_BYTES)
 
 
 def _fill(stream: _Hashed, size: int, expected: dict[str, TensorSpec], file: str) -> dict[str, Tensor]:
@@ -206,7 +244,7 @@ def parse_header(stream: BinaryIO | _Hashed, size: int, file: str) -> dict[str, 
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
         raise MalformedArtifactError("not a safetensors file (its header length is impossible)", file=file)
-    header = _parse_json(stream.read(length), file)
+    header = parse_json(stream.read(length), file)
     if not isinstance(header, dict):
         raise MalformedArtifactError("its safetensors header is not an object", file=file)
     metadata = header.pop("__metadata__", {})
@@ -237,32 +275,6 @@ def _parse_entry(name: str, entry: Any, file: str) -> tuple[TensorSpec, tuple[in
     if stop - start != math.prod(entry["shape"]) * dtype.itemsize:
         raise MalformedArtifactError(f"tensor {name!r:.80} has not as many bytes as its shape needs", file=file)
     return TensorSpec(tuple(entry["shape"]), dtype), (start, stop)
-
-
-def _parse_json(data: bytes, file: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key stands twice in one object")
-        return result
-
-    def refuse(text: str) -> Any:
-        raise ValueError(f"{text:.20} is no number here")
-
-    def number(text: str) -> float:
-        value = float(text)
-        return value if math.isfinite(value) else refuse(text)
-
-    try:
-        return json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=unique,
-            parse_constant=refuse,
-            parse_float=number,
-            parse_int=lambda text: int(text) if len(text) < 20 else refuse(text),
-        )
-    except (ValueError, RecursionError) as error:
-        raise MalformedArtifactError(f"not valid JSON ({str(error)[:200]})", file=file) from None
 
 
 def difference(found: dict[str, TensorSpec], expected: dict[str, TensorSpec]) -> str:

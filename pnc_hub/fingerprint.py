@@ -74,19 +74,27 @@ def fingerprint(model: nn.Module, trunk: Iterable[str] | None = None) -> dict[st
     return {name: _digest(weights, dtype) for name, dtype in DTYPES.items()}
 
 
-def matches(model: nn.Module, trunk: Iterable[str], expected: dict[str, str]) -> bool:
+def matches(
+    model: nn.Module, trunk: Iterable[str], expected: dict[str, str], known: dict[str, bytes] | None = None
+) -> bool:
     """Whether the trunk of ``model`` holds the weights that ``expected`` was taken of.
 
     Only the digest of the model's own dtype is computed; a model with mixed or other floating dtypes does not match, nor one
     whose weights can not be read as they are (quantised, sharded). Weights that accelerate has offloaded are read where
     it keeps them.
+
+    Args:
+        model: the model; it is only read.
+        trunk: as for ``fingerprint``.
+        expected: what ``fingerprint`` returned.
+        known: digests of the weights of ``model`` by name, which are added to: compared with many, each is hashed once.
     """
     weights = _weights(model, trunk)
     dtypes = {weight.tensor.dtype for weight in weights if weight.tensor.is_floating_point()}
     name = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), None)
     if name is None or not all(weight.is_readable for weight in weights):
         return False
-    return _digest(weights, None) == expected.get(name)
+    return _digest(weights, None, known) == expected.get(name)
 
 
 def state_digest(model: nn.Module) -> str:
@@ -125,7 +133,11 @@ def _below(module: nn.Module, path: str, wanted: set[str] | None, maps: tuple) -
             yield from _below(child, f"{path}{name}.", wanted, maps)
 
 
-def _digest(weights: list[_Weight], dtype: torch.dtype | None) -> str:
+def _digest(weights: list[_Weight], dtype: torch.dtype | None, known: dict[str, bytes] | None = None) -> str:
+    known = {} if known is None else known
+    unknown = [weight for weight in weights if weight.name not in known]
     # hashlib releases the GIL, so two threads hash at nearly twice the speed of one
     with ThreadPoolExecutor(2) as pool:
-        return hashlib.sha256(b"".join(pool.map(lambda weight: weight.digest(dtype), weights))).hexdigest()
+        digests = pool.map(lambda weight: weight.digest(dtype), unknown)
+        known.update(zip((weight.name for weight in unknown), digests, strict=True))
+    return hashlib.sha256(b"".join(known[weight.name] for weight in weights)).hexdigest()

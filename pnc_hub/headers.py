@@ -80,10 +80,10 @@ def _check_remote(where: hub.HubFiles, file: str, expected: dict[str, files.Tens
     if size > files.MAX_FILE_BYTES:
         raise MalformedArtifactError(f"{size} bytes, more than the {files.MAX_FILE_BYTES} allowed", file=file)
     with hub.explained(where.repo_id, where.commit, file):
-        start = _first_bytes(where, file, _FIRST)
+        start = hub.retried(lambda: _first_bytes(where, file, _FIRST))
         length = 8 + min(int.from_bytes(start[:8], "little"), files.MAX_HEADER_BYTES)
         if length > len(start) and size > len(start):
-            start = _first_bytes(where, file, length)
+            start = hub.retried(lambda: _first_bytes(where, file, length))
     found = {name: spec for name, (spec, _) in files.parse_header(io.BytesIO(start), size, file).items()}
     if found != expected:
         raise MalformedArtifactError(files.difference(found, expected), file=file)

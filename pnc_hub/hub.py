@@ -57,7 +57,7 @@ class FolderFiles:
 
     folder: Path
 
-    def __call__(self, file: str, digest: str | None = None) -> Path:
+    def __call__(self, file: str, digest: str | None = None, most: int = files.MAX_FILE_BYTES) -> Path:
         """The path of ``file``, whether it exists or not."""
         return self.folder / file
 
@@ -78,24 +78,26 @@ class HubFiles:
             HubError: the Hub refused or failed, or the cache can not be written.
             IntegrityError: what arrived is not what the Hub has a record of.
         """
-        self.repo_id, self.options = repo_id, options
-        self.config = self._download(files.CONFIG, revision)
+        self.repo_id, self.options, self.sizes = repo_id, options, {}
+        self.config = self._download(files.CONFIG, revision, files.MAX_CONFIG_BYTES)
         self.commit = self.config.parent.name
         self.root = self.config.parents[3].resolve()  # the whole cache: repositories may share blobs
-        self._check(self.config, files.CONFIG, None)
+        with explained(repo_id, self.commit, files.CONFIG):
+            self._check(self.config, files.CONFIG, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickled model must not carry the token of whoever attached the clone; a copy uses the stored one."""
         return {**self.__dict__, "options": {**self.options, "token": None}}
 
-    def __call__(self, file: str, digest: str | None = None) -> Path:
+    def __call__(self, file: str, digest: str | None = None, most: int = files.MAX_FILE_BYTES) -> Path:
         """Download ``file`` unless it is in the cache; its path.
 
         Args:
             file: name inside the artifact.
             digest: sha256 that config.json records for it; that of the Hub must be the same.
+            most: bytes, beyond which the download is broken off.
         """
-        path = self.config if file == files.CONFIG else self._download(file, self.commit)
+        path = self.config if file == files.CONFIG else self._download(file, self.commit, most)
         self._check(path, file, digest)
         return path
 
@@ -103,7 +105,7 @@ class HubFiles:
         if not path.resolve().is_relative_to(self.root):
             raise self._refused("its file in the cache leads outside the cache", file)
         recorded = Path(os.readlink(path)).name if path.is_symlink() else ""  # the cache names it by the Hub's digest
-        if digest is None and file == files.CONFIG and _digest_like(path.read_bytes(), recorded) != recorded:
+        if digest is None and file == files.CONFIG and _digest_like(files.read_small(path, file), recorded) != recorded:
             raise self._refused("it is not what the Hub has a record of", file)
         if digest is not None and len(recorded) == 64 and recorded != digest:
             raise self._refused(f"the Hub has another sha256 on record than {files.CONFIG}", file)
@@ -122,8 +124,10 @@ class HubFiles:
         path = try_to_load_from_cache(self.repo_id, file, self.options.get("cache_dir"), revision)
         return path if isinstance(path, str) else None
 
-    def _download(self, file: str, revision: str | None) -> Path:
+    def _download(self, file: str, revision: str | None, most: int) -> Path:
         from huggingface_hub import hf_hub_download
+
+        others = sum(size for name, size in self.sizes.items() if name != file)
 
         def download() -> str:
             return hf_hub_download(
@@ -131,13 +135,15 @@ class HubFiles:
                 file,
                 revision=revision,
                 library_name="pnc-hub",
-                tqdm_class=_bounded(files.MAX_CONFIG_BYTES if file == files.CONFIG else files.MAX_FILE_BYTES, file),
+                tqdm_class=_bounded(min(most, files.MAX_TOTAL_BYTES - others), file),
                 **self.options,
             )
 
         with explained(self.repo_id, revision, file):
             # hf_hub_download would find the same, but prepare a request first, and for its headers ask the Hub
-            return Path(self.cached(file, revision) or retried(download))
+            path = Path(self.cached(file, revision) or retried(download))
+            self.sizes[file] = path.stat().st_size
+            return path
 
 
 def is_transient(error: BaseException) -> bool:

@@ -1,27 +1,29 @@
 """``pnc-hub.lock``: the commit of each clone that a program was tested with, and the sha256 of its files.
 
 A lock is JSON, ``{"user/name": {"revision": commit, "files": {name: sha256}}}``, to be kept with the program that attaches
-the clones. It is what a repository's name is not: the same clone tomorrow, whoever owns the name by then.
+the clones. It is what a repository's name is not: the same clone tomorrow, whoever owns the name by then. A folder is named
+as it is seen from the lock, ``"./clones/birds"``, and has no revision.
 """
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import os
-import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pnc_hub import files, hub
+from pnc_hub import checks, files, hub
 from pnc_hub.errors import ArtifactError, LockError
 
 if TYPE_CHECKING:
     from pnc_hub.artifact import Clone
 
 FILE = "pnc-hub.lock"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Lock = str | Path | Mapping[str, Any]
 
@@ -31,7 +33,7 @@ class Pin:
     """What a lock holds of one clone.
 
     Attributes:
-        repo_id: ``user/name``, or a folder as it is named where it is attached.
+        repo_id: ``user/name``, or a folder as it is seen from the lock.
         revision: the commit; None for a folder.
         files: sha256 by name of every file but the card.
     """
@@ -41,9 +43,9 @@ class Pin:
     files: dict[str, str]
 
     @classmethod
-    def of(cls, clone: Clone) -> Pin:
-        """The pin of a clone that was read from the Hub or from a folder."""
-        return cls(str(clone.repo_id), clone.revision, clone.digests)
+    def of(cls, clone: Clone, lock: Lock) -> Pin:
+        """The pin in ``lock`` of a clone that was read from the Hub or from a folder."""
+        return cls(_name(clone.origin, lock), clone.revision, clone.digests)
 
     def resolve(self, revision: str | None) -> str | None:
         """The revision to read where ``revision`` was asked for: the commit itself, if nothing else was."""
@@ -54,14 +56,14 @@ class Pin:
         return revision
 
     def check(self, clone: Clone) -> None:
-        """Raise ``LockError`` unless ``clone`` is the one that was locked."""
-        found = Pin.of(clone)
-        if found.revision != self.revision:
-            raise self._refusal(f"commit {self.revision} is locked", found.revision)
-        for file in sorted(found.files.keys() | self.files.keys()):
-            if found.files.get(file) != self.files.get(file):
+        """Raise ``LockError`` unless ``clone`` was read from what was locked."""
+        if clone.revision != self.revision:
+            raise self._refusal(f"commit {self.revision} is locked", clone.revision)
+        found = clone.digests
+        for file in sorted(found.keys() | self.files.keys()):
+            if found.get(file) != self.files.get(file):
                 raise self._refusal(
-                    f"its sha256 is {found.files.get(file)}, and {self.files.get(file)} is locked", found.revision, file
+                    f"its sha256 is {found.get(file)}, and {self.files.get(file)} is locked", clone.revision, file
                 )
 
     def _refusal(self, reason: str, revision: str | None, file: str | None = None) -> LockError:
@@ -81,23 +83,40 @@ def write(*clones: Clone, path: str | Path = FILE) -> Path:
 
     Raises:
         CloneNotFoundError: a clone was never saved, so it has no files.
-        LockError: ``path`` is there and is no lock.
+        LockError: ``path`` is there and is no lock, or it can not be written.
 
     Example:
         >>> with pnc_hub.attach(model, "user/clone-birds") as birds:  # doctest: +SKIP
         ...     pnc_hub.lock.write(birds.clone)
         >>> pnc_hub.attach(model, "user/clone-birds", lock="pnc-hub.lock")  # doctest: +SKIP
     """
-    path = Path(path)
-    pins = read(path) if path.exists() else {}
-    pins.update((pin.repo_id, pin) for pin in map(Pin.of, clones))
-    entries = {name: asdict(pin) for name, pin in sorted(pins.items())}
-    for entry in entries.values():
-        del entry["repo_id"]
+    path = Path(path).resolve()
+    pins = [Pin.of(clone, path) for clone in clones]
+    try:
+        with _alone(path):
+            held = read(path) if path.exists() else {}
+            _put(path, held | {pin.repo_id: pin for pin in pins})
+    except OSError as error:
+        raise LockError(f"it can not be written ({error}); nothing was changed", file=str(path)) from error
+    return path
+
+
+def _put(path: Path, pins: dict[str, Pin]) -> None:
+    """Replace the file, whole or not at all."""
+    entries = {name: {"revision": pin.revision, "files": pin.files} for name, pin in sorted(pins.items())}
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         files.write_json(Path(folder) / path.name, entries)
         os.replace(Path(folder) / path.name, path)
-    return path
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Nobody else on this machine writes the lock meanwhile: two that read it, add theirs and write would lose one."""
+    from huggingface_hub.utils import WeakFileLock
+
+    digest = hashlib.sha256(f"{getpass.getuser()} {path}".encode()).hexdigest()
+    with WeakFileLock(Path(tempfile.gettempdir()) / f"pnc-hub-{digest[:32]}.lock"):
+        yield
 
 
 def read(lock: Lock) -> dict[str, Pin]:
@@ -119,13 +138,17 @@ def read(lock: Lock) -> dict[str, Pin]:
         raise LockError(f"it can not be read as a lock ({error.reason})", file=str(lock)) from error
 
 
-def find(lock: Lock, name: str | None) -> Pin:
-    """The pin of the clone called ``name``.
+def find(lock: Lock, origin: str | Path | None) -> Pin:
+    """The pin of a clone.
+
+    Args:
+        lock: a file, or what such a file holds.
+        origin: its Hub id, or its folder as a ``Path``.
 
     Raises:
         LockError: there is none, or it is no lock.
     """
-    pins = read(lock)
+    pins, name = read(lock), _name(origin, lock)
     if name not in pins:
         raise LockError(
             f"it is not in the lock, which holds {', '.join(pins) or 'nothing'}; look at it, then add it"
@@ -135,6 +158,15 @@ def find(lock: Lock, name: str | None) -> Pin:
     return pins[name]
 
 
+def _name(origin: str | Path | None, lock: Lock) -> str:
+    """What a clone is called in ``lock``; folders are named from where the lock is, or for one in memory from here."""
+    if not isinstance(origin, Path):
+        return str(origin)
+    start = Path() if isinstance(lock, Mapping) else Path(lock).parent
+    seen = Path(os.path.relpath(origin.resolve(), start.resolve())).as_posix()
+    return seen if seen.startswith("..") else f"./{seen}"
+
+
 def _parse(entries: Any, file: str) -> dict[str, Pin]:
     if not isinstance(entries, Mapping) or not all(map(_is_entry, entries.values())):
         raise LockError('not a lock: it holds {id: {"revision": commit, "files": {name: sha256}}}', file=file)
@@ -142,10 +174,14 @@ def _parse(entries: Any, file: str) -> dict[str, Pin]:
 
 
 def _is_entry(entry: Any) -> bool:
-    def is_match(pattern: re.Pattern[str], value: Any) -> bool:
-        return isinstance(value, str) and pattern.fullmatch(value) is not None
+    def passes(check: Callable[[str | None], None], value: Any) -> bool:
+        try:
+            check(value)
+        except (TypeError, ValueError):
+            return False
+        return isinstance(value, str)
 
     if not isinstance(entry, Mapping) or set(entry) != {"revision", "files"} or not isinstance(entry["files"], Mapping):
         return False
-    known = entry["revision"] is None or is_match(hub.COMMIT, entry["revision"])
-    return known and bool(entry["files"]) and all(is_match(_SHA256, digest) for digest in entry["files"].values())
+    known = entry["revision"] is None or passes(checks.commit, entry["revision"])
+    return known and bool(entry["files"]) and all(passes(checks.sha256, digest) for digest in entry["files"].values())

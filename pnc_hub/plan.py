@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +29,9 @@ from pnc_hub.preprocess import Preprocess, input_size
 
 if TYPE_CHECKING:
     from pnc_hub.attachment import Attachment
+
+
+_NAMED = 5  # targets that a message names
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -75,8 +78,21 @@ def _is_sharded(model: nn.Module) -> bool:
     return sharded or any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterConfig:
+def choose_adapter(
+    model: nn.Module,
+    clone: Clone,
+    on_mismatch: str,
+    among: Sequence[AdapterConfig] | None = None,
+    digests: dict[str, bytes] | None = None,
+) -> AdapterConfig:
     """The adapter made for the weights of ``model``; else, as asked, one made for others, or the universal one.
+
+    Args:
+        model: the target.
+        clone: the clone.
+        on_mismatch: ``"error"``, or ``"warn"`` to take one that was made for other weights.
+        among: which of the clone's adapters; all by default.
+        digests: digests of weights of ``model`` as ``fingerprint.matches`` keeps them; they are added to.
 
     Raises:
         FingerprintMismatchError: there is none for this model, and none that is universal.
@@ -85,18 +101,20 @@ def choose_adapter(model: nn.Module, clone: Clone, on_mismatch: str) -> AdapterC
     names = {name for name, _ in model.named_modules()}
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     width = _own_width(model)
-    for adapter in clone.config.adapters:
+    among = clone.config.adapters if among is None else among
+    digests = {} if digests is None else digests
+    for adapter in among:
         target, insertion = adapter.target, adapter.insertion
         if target is None:
             continue
         at_input = insertion.module == INPUT
         if at_input and (architecture, width) == (target.architecture, target.num_classes):
             return adapter
-        if insertion.module in names and matches(model, insertion.trunk, target.fingerprint):
+        if insertion.module in names and matches(model, insertion.trunk, target.fingerprint, digests):
             _check_tokens(model, insertion)
             return adapter
-    universal = next((adapter for adapter in clone.config.adapters if adapter.target is None), None)
-    made_for = [adapter for adapter in clone.config.adapters if adapter.target is not None]
+    universal = next((adapter for adapter in among if adapter.target is None), None)
+    made_for = [adapter for adapter in among if adapter.target is not None]
     relatives = [a for a in made_for if a.target and architecture in (None, a.target.architecture)]
     if on_mismatch == "warn" and (relatives or universal is None):
         return _forced_adapter(model, clone, relatives or made_for, architecture)
@@ -150,9 +168,9 @@ def _how_far_off(model: nn.Module, clone: Clone, adapter: AdapterConfig) -> str:
 
 
 def _mismatch(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> str:
-    targets = ", ".join(
-        f"{a.target.hub_id or a.target.architecture} (at {a.insertion.module})" for a in made_for if a.target
-    )
+    places = (f"{a.target.hub_id or a.target.architecture} (at {a.insertion.module})" for a in made_for if a.target)
+    names = list(dict.fromkeys(places))
+    targets = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     return (
         f"the clone was made for {targets or 'no target'}, and the weights of this"
         f" {architecture or type(model).__name__} up to the insertion point are others. Load the weights it was made for,"
@@ -162,15 +180,24 @@ def _mismatch(model: nn.Module, made_for: list[AdapterConfig], architecture: str
 
 def check_labels(model: nn.Module, clone: Clone, present_clones: Iterable[Attachment]) -> None:
     """Raise ``ClassCollisionError`` if a cloned class has the name of one that the model or another clone has."""
+    for label, owner in collisions(model, clone, present_clones):
+        raise ClassCollisionError(
+            f"the clone adds class {label!r}, which {owner} already has; attach it with on_collision='allow' to have both"
+        )
+
+
+def collisions(model: nn.Module, clone: Clone, present_clones: Iterable[Attachment]) -> Iterator[tuple[str, str]]:
+    """Those of the cloned classes whose names are there already, and what has them: the model or another clone."""
     present = {same_label(name): "the model" for names in class_names(model, _own_width(model)) or () for name in names}
     for attachment in present_clones:
         present.update((same_label(label), repr(attachment)) for label in attachment.labels)
-    for label in clone.labels:
-        if same_label(label) in present:
-            raise ClassCollisionError(
-                f"the clone adds class {label!r}, which {present[same_label(label)]} already has; attach it with"
-                " on_collision='allow' to have both"
-            )
+    return ((label, present[same_label(label)]) for label in clone.labels if same_label(label) in present)
+
+
+def reference(model: nn.Module, adapter: AdapterConfig) -> torch.Tensor:
+    """A weight near the insertion point: where, and in which dtype, features of ``model`` are to be expected."""
+    near = model.get_submodule("" if adapter.insertion.module == INPUT else adapter.insertion.module)
+    return next(near.parameters(), next(model.parameters(), torch.zeros(())))
 
 
 def _own_width(model: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING
 
 from pnc_hub import files, hub
 from pnc_hub.artifact import Clone
-from pnc_hub.config import AdapterConfig, CloneConfig
+from pnc_hub.config import LIBRARY_NAME, AdapterConfig, CloneConfig
 from pnc_hub.errors import FormatVersionError, MalformedArtifactError, PublishError
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
+
+
+# Files by whose names a model of any library is known.
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|pkl|h5|keras|msgpack|onnx|gguf|tflite)$")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,11 @@ class _Publication:
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
+            if self.revision not in (None, "main"):
+                raise PublishError(
+                    f"{self.repo_id}: there is no such repository, and a new one has no branch {self.revision!r}, so nothing"
+                    " was published; publish to its main branch first"
+                ) from None
             card = (self.folder / "saved" / files.CARD).read_text(encoding="utf-8")
             # what create_commit asks first; ModelCard.validate asks huggingface.co in clients before 2, whatever the endpoint
             hub.retried(lambda: self.api._validate_yaml(card))
@@ -101,6 +111,10 @@ class _Publication:
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
             whole, kept = self._joined(found)
             written = whole.write_files(Path(place), kept, self.repo_id)
+            if found.clone is not None and whole.config == found.clone.config:
+                # card and figures tell of a configuration that is there: as its publisher left them they stay
+                kept |= {name for name in found.names if files.is_told(name)}
+                written = [name for name in written if name not in kept]
             stale = [name for name in found.names if files.is_ours(name) and name not in {*written, *kept}]
             return self.api.create_commit(
                 self.repo_id,
@@ -143,8 +157,13 @@ class _Publication:
             clone = Clone.from_pretrained(self.repo_id, **options) if files.CONFIG in names else None
         except (FormatVersionError, MalformedArtifactError) as error:
             raise self._occupied(error.reason) from error
-        if clone is None and files.WEIGHTS in names:
-            raise self._occupied(f"{files.WEIGHTS} without {files.CONFIG}")
+        if clone is None:
+            weights = sorted(name for name in names if _WEIGHTS.search(name))
+            library = info.library_name
+            if weights or library not in (None, LIBRARY_NAME):
+                raise self._occupied(
+                    f"{weights[0]} without {files.CONFIG}" if weights else f"a card of {library!r:.40}"
+                )
         return _Published(str(info.sha), names, clone)
 
     def _occupied(self, reason: str) -> PublishError:
@@ -170,13 +189,13 @@ class _Publication:
 
     def _joined(self, found: _Published) -> tuple[Clone, frozenset[str]]:
         """The clone with the adapters that were published of the same module, and the files of those: they stay there."""
-        own, there = self.clone.config, found.clone
-        entries = {entry.name: entry for entry in own.adapters}
-        others = {name: entry for name, entry in found.adapters().items() if name not in entries}
-        if there is None or not others or not _is_same_module(own, there.config):
+        own, there, published = self.clone.config, found.clone, found.adapters()
+        if there is None or not _is_same_module(own, there.config):
             return self.clone, frozenset()
+        entries = {entry.name: _with_datasets(entry, published.get(entry.name)) for entry in own.adapters}
+        others = {name: entry for name, entry in published.items() if name not in entries}
         # those that are there come first, in their order: the report is that of the first
-        order = dict.fromkeys([*found.adapters(), *entries])
+        order = dict.fromkeys([*published, *entries])
         shared = {name: digest for name, digest in there.config.files.items() if name in found.names}
         config = replace(own, adapters=[(entries | others)[name] for name in order], files={**shared, **own.files})
         probe = dict(self.clone._tensors[files.PROBE])
@@ -187,12 +206,21 @@ class _Publication:
         return whole, frozenset(whole.recorded) - set(tensors)
 
 
+def _with_datasets(entry: AdapterConfig, published: AdapterConfig | None) -> AdapterConfig:
+    """``entry``, with the data sets that its publisher has named before, unless others are named now."""
+    named = published.metrics.get("datasets") if published else None
+    return entry if named is None else replace(entry, metrics={"datasets": named, **entry.metrics})
+
+
 def _is_same_module(one: CloneConfig, other: CloneConfig) -> bool:
-    """Whether two clones differ in nothing but their adapters and what was measured."""
-    parts = ("source", "cut", "classes", "preprocess", "tail")
+    """Whether two clones differ in nothing but their adapters, what was measured, and what is said of the source."""
+    parts = ("cut", "classes", "preprocess", "tail")
+    source = ("architecture", "model_args", "fingerprint")
     both = one.files.keys() & other.files.keys() - {files.PROBE}
-    return all(getattr(one, part) == getattr(other, part) for part in parts) and all(
-        one.files[file] == other.files[file] for file in both
+    return (
+        all(getattr(one, part) == getattr(other, part) for part in parts)
+        and all(getattr(one.source, part) == getattr(other.source, part) for part in source)
+        and all(one.files[file] == other.files[file] for file in both)
     )
 
 

@@ -40,6 +40,40 @@ class ShapesOnly(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class IndicesInRange(TorchFunctionMode):
+    """Within it, indices with numbers that tensors without numbers are read at must be in their range: else ``IndexError``.
+
+    Without it torch does not look at them: what they would index has a shape and nothing else.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for every operation."""
+        if func is Tensor.__getitem__ and args[0].is_meta:
+            tensor, index = args
+            parts = index if isinstance(index, tuple) else (index,)
+            _check_range(tensor, parts)
+            args = tensor, tuple(part.to("meta") if isinstance(part, Tensor) else part for part in parts)
+        return func(*args, **(kwargs or {}))
+
+
+def _check_range(tensor: Tensor, parts: tuple[Any, ...]) -> None:
+    """Raise ``IndexError`` if a part of an index of ``tensor`` is a tensor of integers beyond the axis that it is for."""
+    axes = [part.dim() if _is_mask(part) else int(part is not None and part is not Ellipsis) for part in parts]
+    axis = 0
+    for part, taken in zip(parts, axes, strict=True):
+        if isinstance(part, Tensor) and not part.is_meta and not _is_mask(part) and part.numel():
+            low, high, size = int(part.min()), int(part.max()), tensor.shape[axis]
+            if low < -size or high >= size:
+                raise IndexError(f"{low} to {high} do not index an axis of {size}")
+        axis += tensor.dim() - sum(axes) if part is Ellipsis else taken
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.dtype == torch.bool
+
+
 @contextmanager
 def at_most(operations: int) -> Iterator[None]:
     """Within it, this thread may run no more than so many operations under ``ShapesOnly``: the next is an ``OverflowError``.

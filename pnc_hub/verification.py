@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from pnc_hub import files, hub, probe
-from pnc_hub.artifact import Clone
+from pnc_hub.artifact import Clone, open_clone
 from pnc_hub.assembly import assemble
 from pnc_hub.config import AdapterConfig
 from pnc_hub.errors import ArtifactError, HubError, ProbeError
 from pnc_hub.headers import without_memory
+from pnc_hub.lock import Lock
 from pnc_hub.points import INPUT
 
 OK, FAILED, UNCHECKED = "ok", "FAILED", "not checked"
@@ -65,6 +66,7 @@ def verify(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
+    lock: Lock | None = None,
 ) -> Verification:
     """Check every file of an artifact, and run its probes; nothing is attached to any model.
 
@@ -77,17 +79,17 @@ def verify(
         revision: branch, tag or commit sha on the Hub.
         token: Hub token.
         cache_dir: the Hub client's cache.
+        lock: as for ``attach``.
 
     Raises:
-        ArtifactError: there is no clone to verify: it was not found, or its configuration is not valid.
+        ArtifactError: there is no clone to verify: it was not found, is not the locked one, or its configuration is not valid.
         HubError: the Hub did not answer.
 
     Example:
         >>> from pnc_hub.verification import verify
         >>> print(verify("user/clone-birds"))  # doctest: +SKIP
     """
-    if not isinstance(clone, Clone):
-        clone = Clone.from_pretrained(clone, revision=revision, token=token, cache_dir=cache_dir)
+    clone = open_clone(clone, revision=revision, token=token, cache_dir=cache_dir, lock=lock)
     config = clone.config
     described = f"{len(clone.labels)} classes of {config.source.architecture}, cut after {config.cut.module}"
     findings = [Finding(files.CONFIG, OK, described)]

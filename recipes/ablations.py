@@ -7,7 +7,7 @@ search goes on with what is left and may end at another place, which the row nam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning import localize, select, stitch
 from pnc_hub.cloning.gate import Evidence
 from pnc_hub.cloning.networks import Networks
+from pnc_hub.cloning.refine import Recipe
 from pnc_hub.module import Gate
 
 Without = Callable[[], AbstractContextManager]
@@ -98,7 +99,7 @@ def anchored() -> AbstractContextManager:
     closed = select.best_clone
 
     def best_clone(*arguments: Any) -> Any:
-        recipe = next(one for one in arguments if hasattr(one, "anchored"))
+        recipe = next(one for one in arguments if isinstance(one, Recipe))
         return closed(*(replace(one, anchored=True) if one is recipe else one for one in arguments))
 
     return patch("pnc_hub.cloning.learn.best_clone", best_clone)
@@ -148,41 +149,36 @@ def _pruning(**options: Any) -> AbstractContextManager:
     return patch.object(select.localize, "prune", partial(localize.prune, **options))
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 def _ablated(
-    task: Task, without: Without = _nothing, place: Callable[[Task], dict] | None = None, **options: Any
+    task: Task, without: Without = nullcontext, place: Callable[[Task], dict] | None = None, **options: Any
 ) -> Result:
     with without():
         return ours.clone(task, **options, **(place(task) if place else {}))
 
 
-CLOSED: dict[str, dict[str, Any]] = {
+EITHER: dict[str, dict[str, Any]] = {
     "no_gate": {"without": no_gate},
-    "no_offset": {"without": no_offset},
     "no_reject": {"without": no_reject},
-    "no_features": {"without": no_features},
     "random_units": {"without": random_units},
+    "unpruned": {"keep": 1.0},
+}
+CLOSED: dict[str, dict[str, Any]] = {
+    **EITHER,
+    "no_offset": {"without": no_offset},
+    "no_features": {"without": no_features},
     "no_repair": {"without": no_repair},
     "no_neighbours": {"without": no_neighbours},
     "random_place": {"place": random_place},
     "last_place": {"place": last_place},
-    "unpruned": {"keep": 1.0},
 }
 TRAINED: dict[str, dict[str, Any]] = {
-    "no_gate": {"without": no_gate},
-    "no_reject": {"without": no_reject},
+    **EITHER,
     "random_adapter": {"without": random_adapter},
-    "random_units": {"without": random_units},
     "no_trials": {"without": no_trials},
     "no_augmentation": {"without": no_augmentation},
     "anchored": {"without": anchored},
     "frozen_tail": {"tune": False},
     "one_pass": {"epochs": 1},
-    "unpruned": {"keep": 1.0},
     "small": {"keep": 0.15},
 }
 # without images of the target no gate is learned and no offset chosen: the default has none of these parts there

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from protocol import macs
 from task import Result, Task, clock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -18,6 +17,7 @@ from training import train
 from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning.gate import Evidence
 from pnc_hub.cloning.networks import Networks
+from pnc_hub.compatibility import macs
 from pnc_hub.fusion import new_logits
 from pnc_hub.module import Gate
 

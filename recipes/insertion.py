@@ -111,7 +111,7 @@ def study(rows: Rows, seed: int, epochs: float) -> str:
                 [
                     (f"the best of all {len(trained)}, each trained", best, exhaustive),
                     ("the curve's first, trained", first, closed["seconds"] + first["seconds"]),
-                    ("the search (a curve, trials of six, training of one)", search, search["seconds"]),
+                    ("the search (a curve, trials, training of one)", search, search["seconds"]),
                     ("closed form alone, not trained", closed, closed["seconds"]),
                 ],
                 best["avg_u"],

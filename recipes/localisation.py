@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import networks
-import protocol
 import reading
 import torch
 from criteria import CRITERIA, LEARNED, learned, normalised, remembered
@@ -35,6 +34,7 @@ from pnc_hub.cloning import localize, repair, stitch
 from pnc_hub.cloning.gate import auroc
 from pnc_hub.cloning.localize import Batches, local_loss
 from pnc_hub.cloning.networks import Networks
+from pnc_hub.compatibility import macs
 from pnc_hub.points import InsertionPoint
 
 KEPT = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -120,7 +120,7 @@ def measured(
     seconds = time.perf_counter() - started
     both = nn.Sequential(tail, head)
     found = {"parameters": localize.parameters(both), "whole": size, "seconds": round(seconds, 1)}
-    found["macs"] = protocol.macs(both, of.test[0][:1])
+    found["macs"] = macs(both, of.test[0][:1])
     found["bytes"] = _file_bytes(both)
     found["penultimate"] = head.in_features
     for name, (features, labels) in (("choose", of.choose), ("test", of.test)):

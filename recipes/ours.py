@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import protocol
 from task import REGIMES, Result, Task, clock
 from torch import Tensor
 from torch.utils.data import Dataset
 
 import pnc_hub
+from pnc_hub.compatibility import macs
 
 KEPT_OF_REPORT = ("insertion", "cut", "auroc_stitched", "auroc_pruned")
 # name, regimes, arguments of pnc_hub.clone
@@ -69,7 +69,7 @@ def clone(task: Task, **options: Any) -> Result:
 
     image = task.new[0][0][None].to(device)
     report = learned.report
-    added = protocol.macs(predict, image) - protocol.macs(task.target, image)
+    added = macs(predict, image) - macs(task.target, image)
     return Result(
         predict=predict,
         params=report["kept_parameters"],

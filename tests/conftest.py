@@ -21,6 +21,7 @@ for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
 import pytest
 import torch
 from common import tiny_clone, tiny_model
+from hub_fixtures import api, impatient, published, repo, token  # noqa: F401  (fixtures of every test)
 from torch import nn
 
 from pnc_hub.fingerprint import state_digest

@@ -1,4 +1,4 @@
-"""A repository of alice's with a clone in it, for tests that import these fixtures; and what went over the wire."""
+"""A repository of alice's with a clone in it, and what went over the wire."""
 
 import itertools
 import json
@@ -12,8 +12,6 @@ from loopback_hub import LoopbackHub
 
 from pnc_hub import Clone, files
 from pnc_hub.config import seal
-
-__all__ = ["api", "impatient", "published", "repo", "token"]
 
 _numbers = itertools.count()
 

@@ -353,3 +353,9 @@ class TestSaving:
                 other.save_pretrained(clone_folder)
         assert contents(clone_folder) == before
         assert set(clone_folder.parent.iterdir()) == beside
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "folder/\0", "/" * 5000 + "a" * 300], ids=["long", "nul", "deep"])
+def test_names_that_no_folder_can_have(name):
+    with pytest.raises(CloneNotFoundError, match="no such folder, and not a Hub id"):
+        Clone.from_pretrained(name)

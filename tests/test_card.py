@@ -109,7 +109,8 @@ class TestMetadata:
             "metrics": ["accuracy"],
             "tags": [
                 *("pnc-hub", "partial-network-cloning", "timm", "arxiv:2303.10597"),
-                *("pnc-class:ant", "pnc-class:bee", "pnc-class:wasp", "pnc-target:mobilenetv2_035"),
+                *("pnc-class:ant", "pnc-class:bee", "pnc-class:wasp"),
+                *("pnc-source:timm/resnet18.a1_in1k", "pnc-target:mobilenetv2_035", "pnc-target:any"),
             ],
         }
 

@@ -6,9 +6,8 @@ from datetime import datetime
 import pytest
 import timm
 import torch
-from common import tiny_model
-from hub_fixtures import edit
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from common import tiny_clone, tiny_model
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
 import pnc_hub
 from pnc_hub import Clone
@@ -30,25 +29,22 @@ def token(hub, author) -> str:
 
 
 @pytest.fixture
-def birds(author, token, clone_folder) -> str:
-    """A published clone that knows two birds and says so; the commit at which it is."""
-    edit(clone_folder, describe)
-    Clone.from_pretrained(clone_folder).push_to_hub(f"{author}/birds", token=token)
+def birds(author, token, _target) -> str:
+    """A published clone that knows three birds and fits one target."""
+    clone = tiny_clone(
+        tiny_model("resnet"), _target, labels=("indigo bunting", "crane, grey", "Grünfink"), universal=False
+    )
+    clone.config.source.hub_id = "someone/bird-classifier"
+    clone.config.adapters[0].target.hub_id = "timm/mobilenetv2_035.ra_in1k"
+    clone.push_to_hub(f"{author}/birds", token=token)
     return f"{author}/birds"
 
 
 @pytest.fixture
 def insects(author, token, saved_clone) -> str:
-    """A published clone that knows three insects, of a source and for a target without names."""
+    """A published clone that knows three insects, of a source and for a target without names, and for any other."""
     Clone.from_pretrained(saved_clone).push_to_hub(f"{author}/insects", token=token)
     return f"{author}/insects"
-
-
-def describe(config: dict) -> None:
-    config["source"]["hub_id"] = "someone/bird-classifier"
-    config["adapters"][0]["target"]["hub_id"] = "timm/mobilenetv2_035.ra_in1k"
-    for entry, label in zip(config["classes"], ("indigo bunting", "crane, grey", "Grünfink"), strict=True):
-        entry["label"] = label
 
 
 def publish_card(author: str, token: str, name: str, **data) -> str:
@@ -68,6 +64,7 @@ class TestFound:
         assert found.labels == ("indigo bunting", "crane, grey", "Grünfink")
         assert found.source == "someone/bird-classifier"
         assert found.targets == ("timm/mobilenetv2_035.ra_in1k",)
+        assert not found.universal
         assert found.license == "apache-2.0"
         assert found.downloads == 0
         assert isinstance(found.last_modified, datetime)
@@ -121,12 +118,20 @@ class TestFound:
         find = {"author": author, "token": token}
         found = pnc_hub.search(target=tiny_model("mobilenet"), **find)
         assert {info.repo_id for info in found} == {birds, insects}
-        assert pnc_hub.search(target=other, **find) == []
+        assert [info.repo_id for info in pnc_hub.search(target=other, **find)] == [insects]  # it fits any
 
-    def test_clones_that_name_no_weights_are_found_by_any(self, author, token, birds, insects):
-        find = {"author": author, "token": token}
-        found = pnc_hub.search(target="mobilenetv2_035.other", **find)
-        assert [info.repo_id for info in found] == [insects]
+    def test_clones_that_name_no_weights_are_found_by_any(self, author, token, birds):
+        tags = ["pnc-hub", "pnc-class:ant", "pnc-target:mobilenetv2_035"]
+        ants = publish_card(author, token, "ants", library_name="pnc-hub", tags=tags)
+        found = pnc_hub.search(target="mobilenetv2_035.other", author=author, token=token)
+        assert [info.repo_id for info in found] == [ants]
+
+    def test_clones_for_any_target_are_found_once(self, author, token, birds, insects):
+        (found,) = pnc_hub.search(target="mobilenetv2_035", classes="ant", author=author, token=token)
+        assert found.repo_id == insects
+        assert found.universal
+        assert found.source == "resnet18"
+        assert found.targets == ("mobilenetv2_035",)
 
     def test_limits(self, author, token, birds, insects):
         find = {"author": author, "token": token}
@@ -140,28 +145,29 @@ class TestFound:
     def test_no_file_is_fetched(self, hub, author, token, birds):
         hub.requests.clear()
         pnc_hub.search(author=author, classes="indigo bunting", target="mobilenetv2_035", token=token)
-        assert [record.path.partition("?")[0] for record in hub.requests] == ["/api/models"]
+        assert {record.path.partition("?")[0] for record in hub.requests} == {"/api/models"}
 
 
 class TestNames:
     """Which of the models on a card is the source, and which are targets."""
 
     @pytest.mark.parametrize(
-        ("base_model", "architectures", "source", "targets"),
+        ("base_model", "tags", "source", "targets"),
         [
             (None, [], None, ()),
-            (None, ["resnet50"], None, ("resnet50",)),
-            ("a/birds", [], "a/birds", ()),
-            ("a/birds", ["resnet50"], "a/birds", ("resnet50",)),
-            (["timm/resnet50.a1"], ["resnet50"], None, ("timm/resnet50.a1",)),
-            (["a/birds", "timm/resnet50.a1"], ["resnet50"], "a/birds", ("timm/resnet50.a1",)),
-            (["timm/resnet50.tv", "timm/resnet50.a1"], ["resnet50"], "timm/resnet50.tv", ("timm/resnet50.a1",)),
-            (["timm/resnet18.a1", "timm/vit.x"], ["vit", "swin"], "timm/resnet18.a1", ("timm/vit.x", "swin")),
+            (None, ["target:resnet50"], None, ("resnet50",)),
+            (None, ["source:resnet18", "target:resnet50"], "resnet18", ("resnet50",)),
+            ("a/birds", ["source:a/birds"], "a/birds", ()),
+            ("a/birds", ["source:a/birds", "target:resnet50", "target:any"], "a/birds", ("resnet50",)),
+            (["timm/resnet50.a1"], ["source:resnet18", "target:resnet50"], "resnet18", ("timm/resnet50.a1",)),
+            (["timm/r.tv", "timm/r.a1"], ["source:timm/r.tv", "target:r"], "timm/r.tv", ("timm/r.a1",)),
+            (["timm/r.a1", "timm/vit.x"], ["source:timm/r.a1", "target:swin"], "timm/r.a1", ("timm/vit.x", "swin")),
+            (["timm/r.a1"], ["source:timm/r.a1", "source:b/c"], None, ("timm/r.a1",)),
         ],
     )
-    def test_lineage(self, author, token, base_model, architectures, source, targets):
+    def test_lineage(self, author, token, base_model, tags, source, targets):
         data = {"base_model": base_model, "base_model_relation": "adapter"} if base_model else {}
-        tags = ["pnc-hub", "pnc-class:ant", *(f"pnc-target:{name}" for name in architectures)]
+        tags = ["pnc-hub", "pnc-class:ant", *(f"pnc-{tag}" for tag in tags)]
         publish_card(author, token, "card", library_name="pnc-hub", tags=tags, **data)
         (found,) = pnc_hub.search(author=author, token=token)
         assert (found.source, found.targets) == (source, targets)
@@ -194,6 +200,7 @@ class TestOthers:
             ["pnc-class:two\nlines"],
             ["pnc-target:../../etc"],
             ["pnc-target:a b"],
+            ["pnc-source:a/b/c"],
         ],
     )
     def test_tags_that_no_clone_has(self, author, token, birds, tags):
@@ -205,6 +212,24 @@ class TestOthers:
         publish_card(author, token, "card", library_name="pnc-hub", license=license_name, tags=["pnc-class:ant"])
         (found,) = pnc_hub.search(author=author, token=token)
         assert found.license is None
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            "tags: 5\nlibrary_name: pnc-hub",
+            "tags: {pnc-hub: 1}",
+            "tags: [pnc-hub, 5, [], null]\nlicense: [mit]",
+            "tags: [pnc-hub]\nbase_model: [null]",
+            "tags: [pnc-hub]\nbase_model: {a: b}\nbase_model_relation: adapter",
+            "tags: [pnc-hub]\nmodel-index: 5",
+        ],
+    )
+    def test_a_card_that_is_odd_hides_no_other(self, author, token, birds, data):
+        api = HfApi(token=token)
+        api.create_repo(f"{author}/odd")
+        add = CommitOperationAdd("README.md", f"---\n{data}\n---\n".encode())
+        api.create_commit(f"{author}/odd", [add], commit_message="odd")
+        assert birds in [info.repo_id for info in pnc_hub.search(author=author, token=token)]
 
     def test_models_of_other_libraries(self, author, token):
         publish_card(author, token, "other", library_name="timm", tags=["pnc-class:ant"])

@@ -12,14 +12,14 @@ import timm
 import torch
 from common import tiny_clone, tiny_model
 from hostile.harness import reseal
-from hub_fixtures import *  # noqa: F403
 from hub_fixtures import edit
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from torch import nn
 
 import pnc_hub
 from pnc_hub import Clone, files
-from pnc_hub.cloning.curve import macs
+from pnc_hub.cloning import curve
+from pnc_hub.compatibility import macs
 from pnc_hub.errors import (
     ClassCollisionError,
     CloneNotFoundError,
@@ -168,6 +168,30 @@ class TestAgreement:
             assert found.universal is (True if kind == "universal" else None)
         assert type(found.problem) is (problem or type(None))
 
+    def test_numbers_beyond_the_models_precision(self, target, clone_folder):
+        def enlarge(tensors: dict) -> None:
+            next(value for name, value in tensors.items() if name.endswith("running_var")).view(-1)[0] = 1e6
+
+        edit_tensors(clone_folder, "model.safetensors", enlarge)
+        assert isinstance(agreed(copy.deepcopy(target).half(), clone_folder).problem, TargetError)
+        assert agreed(copy.deepcopy(target).bfloat16(), clone_folder).attaches
+
+    def test_a_later_adapter_that_could_not_be_used(self, tmp_path):
+        vit = tiny_model("vit")
+        folder = tiny_clone(tiny_model("resnet"), vit, universal=False).save_pretrained(tmp_path / "clone")
+
+        def add(config: dict) -> None:
+            (first,) = config["adapters"]
+            insertion = {**first["insertion"], "grid": [2, 8]}
+            later = {**first, "name": "later", "file": "adapters/later.safetensors", "insertion": insertion}
+            config["adapters"].append(later)
+
+        shutil.copy(next((folder / "adapters").iterdir()), folder / "adapters" / "later.safetensors")
+        edit(folder, add)
+        found = agreed(vit, folder)
+        assert found.attaches
+        assert "have an adapter made for this model" in found.others["later"]
+
     def test_attached_already(self, target, clone_folder):
         with pnc_hub.attach(target, clone_folder):
             found = agreed(target, clone_folder)
@@ -229,7 +253,7 @@ class TestAnswer:
         for model, adapter in ((target, clone.config.adapters[0]), (tiny_model("vit"), clone.config.adapters[1])):
             found = pnc_hub.check(model, clone_folder)
             module, _ = clone.build(adapter, Preprocess.of(model))
-            assert found.macs == macs(module, adapter.insertion.point()) > 0
+            assert found.macs == curve.macs(module, adapter.insertion.point()) > 0
             read = {"model.safetensors", adapter.file} | ({"prefix.safetensors"} if found.universal else set())
             assert found.bytes == sum((clone_folder / name).stat().st_size for name in read)
             assert found.download == 0
@@ -372,3 +396,9 @@ def _whole(request, content, *, etag, headers=None):
     from loopback_hub.messages import Response
 
     return Response(200, content, {"ETag": f'"{etag}"', **(headers or {})})
+
+
+def test_multiply_accumulates_of_modules_and_functions():
+    layer, image = nn.Conv2d(3, 3, 3, padding=1, bias=False), torch.zeros(1, 3, 10, 10)
+    assert macs(layer, image) == 3 * 3 * 9 * 100
+    assert macs(lambda given: layer(layer(given)), image) == 2 * 3 * 3 * 9 * 100

@@ -392,4 +392,4 @@ class TestAnyMutation:
             return
         assert parsed.to_dict() == config
         with suppress(ArtifactError):
-            everything(Clone(parsed, {}, locate=lambda name, _digest: saved_clone / name))
+            everything(Clone(parsed, {}, locate=lambda name, *_: saved_clone / name))

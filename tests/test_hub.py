@@ -5,7 +5,6 @@ import pickle
 import pytest
 import torch
 from common import images, tiny_clone, tiny_model
-from hub_fixtures import *  # noqa: F403
 from hub_fixtures import requested
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 

@@ -1,15 +1,20 @@
 """What is locked is attached, and nothing else."""
 
 import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import pytest
-from hub_fixtures import *  # noqa: F403
 from hub_fixtures import change_weights
 
 import pnc_hub
 from pnc_hub import Clone, lock
 from pnc_hub.errors import CloneNotFoundError
 from pnc_hub.lock import LockError
+from pnc_hub.verification import verify
 
 
 @pytest.fixture
@@ -43,9 +48,10 @@ class TestWriting:
     def test_others_stay_and_the_same_is_locked_anew(self, locked, repo, moved_on, options, saved_clone):
         lock.write(Clone.from_pretrained(saved_clone), Clone.from_pretrained(repo, **options), path=locked)
         held = lock.read(locked)
-        assert held.keys() == {repo, str(saved_clone)}
+        folder = (Path("..") / os.path.relpath(saved_clone, locked.parent.parent)).as_posix()
+        assert held.keys() == {repo, folder}
         assert held[repo].revision == moved_on
-        assert held[str(saved_clone)].revision is None
+        assert held[folder].revision is None
         assert [path.name for path in locked.parent.iterdir() if "lock" in path.name] == ["pnc-hub.lock"]
 
     def test_another_file_is_not_overwritten(self, clone_folder, tmp_path):
@@ -54,6 +60,24 @@ class TestWriting:
         with pytest.raises(LockError, match="not a lock"):
             lock.write(Clone.from_pretrained(clone_folder), path=path)
         assert path.read_text() == '{"name": "mine"}'
+
+    def test_what_was_read_is_locked_not_what_is_there_by_then(self, clone_folder, tmp_path):
+        clone = Clone.from_pretrained(clone_folder)
+        read = pnc_hub.files.sha256(clone_folder / "config.json")
+        change_weights(clone_folder)
+        held = lock.read(lock.write(clone, path=tmp_path / "pnc-hub.lock"))
+        assert held["./clone"].files["config.json"] == read
+
+    def test_nobody_loses_what_others_lock_at_the_same_moment(self, clone_folder, tmp_path):
+        folders = [shutil.copytree(clone_folder, tmp_path / f"clone{number}") for number in range(8)]
+        clones = [Clone.from_pretrained(folder) for folder in folders]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda clone: lock.write(clone, path=tmp_path / "pnc-hub.lock"), clones))
+        assert lock.read(tmp_path / "pnc-hub.lock").keys() == {f"./{folder.name}" for folder in folders}
+
+    def test_a_folder_that_is_not_there(self, clone_folder, tmp_path):
+        with pytest.raises(LockError, match="can not be written"):
+            lock.write(Clone.from_pretrained(clone_folder), path=tmp_path / "missing" / "pnc-hub.lock")
 
     def test_a_clone_that_has_no_files(self, saved_clone, tmp_path):
         clone = Clone.from_pretrained(saved_clone)
@@ -104,9 +128,10 @@ class TestAttaching:
         held = json.loads(locked.read_text())
         held[repo]["files"][file] = "0" * 64
         for clone in (repo, Clone.from_pretrained(repo, **options)):
-            with pytest.raises(LockError, match=f"{'0' * 64} is locked") as error:
-                pnc_hub.attach(target, clone, lock=held, **options)
-            assert (error.value.repo_id, error.value.file) == (repo, file)
+            for use in (partial(pnc_hub.attach, target), partial(pnc_hub.check, target), verify):
+                with pytest.raises(LockError, match=f"{'0' * 64} is locked") as error:
+                    use(clone, lock=held, **options)
+                assert (error.value.repo_id, error.value.file) == (repo, file)
 
     def test_a_file_that_is_no_longer_locked(self, locked, repo, options, target):
         held = json.loads(locked.read_text())
@@ -120,7 +145,30 @@ class TestAttaching:
         change_weights(clone_folder)
         with pytest.raises(LockError) as error:
             pnc_hub.attach(target, clone_folder, lock=path)
-        assert error.value.repo_id == str(clone_folder)
+        assert error.value.repo_id == "./clone"
+
+    @pytest.mark.parametrize("spelling", ["clone", "./clone", "../{}/clone", "{}"])
+    def test_a_folder_by_any_name(self, clone_folder, target, tmp_path, monkeypatch, spelling):
+        path = lock.write(Clone.from_pretrained(clone_folder), path=tmp_path / "pnc-hub.lock")
+        monkeypatch.chdir(tmp_path)
+        name = spelling.format(clone_folder if spelling == "{}" else tmp_path.name)
+        for held in (path, "pnc-hub.lock", json.loads(path.read_text())):
+            pnc_hub.attach(target, name, lock=held).detach()
+
+    def test_lock_and_folder_may_move_together(self, clone_folder, target, tmp_path):
+        path = lock.write(Clone.from_pretrained(clone_folder), path=tmp_path / "pnc-hub.lock")
+        (tmp_path / "moved").mkdir()
+        for here in (path, clone_folder):
+            here.rename(tmp_path / "moved" / here.name)
+        moved = tmp_path / "moved"
+        pnc_hub.attach(target, moved / "clone", lock=moved / path.name).detach()
+
+    def test_a_folder_that_is_called_like_a_repository(self, locked, repo, clone_folder, target, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path(repo).parent.mkdir()
+        clone_folder.rename(repo)
+        with pytest.raises(LockError, match=f"not in the lock, which holds {repo}"):
+            pnc_hub.attach(target, repo, lock=locked)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import pytest
 import timm
 import torch
-from loopback_client import REPO, client, run_client
+from loopback_client import REPO, client, run_client, send
 from loopback_hub import LoopbackHub, make_certificate
 
 pytest_plugins = ("loopback_client",)
@@ -43,6 +43,10 @@ result = [
         assert any("xet-write-token" in path for path in paths)
         assert any("xet-read-token" in path for path in paths)
         assert not any("lfs" in path for path in paths)
+        found = send("HEAD", f"{hub.endpoint}/{REPO}/resolve/main/model.safetensors").headers["Location"]
+        part = send("GET", found, headers={"Range": "bytes=3-9"})  # of what is in the store, as from the real CDN
+        assert (part.status, part.content) == (206, DATA[3:10])
+        assert send("GET", found).content == DATA
 
     def test_folders_are_proposed_and_unchanged_ones_make_no_commit(self, hub, tmp_path):
         (tmp_path / "folder").mkdir()

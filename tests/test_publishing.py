@@ -1,5 +1,6 @@
 """Publishing to a Hub, over HTTP and through the real client: a repository holds a whole clone at any time."""
 
+import copy
 import functools
 import json
 import os
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from common import tiny_clone, tiny_model
-from hub_fixtures import *  # noqa: F403
 from hub_fixtures import change_weights, contents, edit, heads, requested
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from loopback_hub import faults
@@ -21,9 +21,14 @@ from pnc_hub.errors import PublishError
 
 
 @functools.cache
+def _for_target(family: str, **options) -> Clone:
+    return tiny_clone(tiny_model("resnet"), tiny_model(family), universal=False, **options)
+
+
 def for_target(family: str, **options) -> Clone:
     """The same module each time, with an adapter for one target."""
-    return tiny_clone(tiny_model("resnet"), tiny_model(family), universal=False, **options)
+    clone = _for_target(family, **options)
+    return Clone(copy.deepcopy(clone.config), clone.all_tensors())
 
 
 def held(hub, repo: str, revision: str = "main") -> tuple[str, dict[str, str]]:
@@ -93,7 +98,7 @@ class TestPublishing:
             "figures/a.png": b"",
         }
         api.create_commit(repo, [CommitOperationAdd(*item) for item in theirs.items()], commit_message="notes")
-        Clone.from_pretrained(clone_folder).push_to_hub(repo, token=token)
+        Clone.from_pretrained(change_weights(clone_folder)).push_to_hub(repo, token=token)
         expected = {*contents(clone_folder), ".gitattributes", "notes.md", "adapters/notes.txt"}
         assert set(api.list_repo_files(repo)) == expected
         assert len(heads(api, repo)) == 4
@@ -133,8 +138,54 @@ class TestPublishing:
             api.create_commit(repo, [CommitOperationDelete(name) for name in theirs], commit_message="start again")
         Clone.from_pretrained(saved_clone).push_to_hub(repo, token=token)
 
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            ("pytorch_model.bin", b"weights"),
+            ("README.md", b"---\nlibrary_name: timm\n---\n# mine\n"),
+        ],
+    )
+    def test_nor_is_its_card(self, api, repo, saved_clone, token, file, content):
+        api.create_repo(repo)
+        api.upload_file(path_or_fileobj=content, path_in_repo=file, repo_id=repo)
+        before = heads(api, repo)
+        with pytest.raises(PublishError, match="holds something else than a clone"):
+            Clone.from_pretrained(saved_clone).push_to_hub(repo, token=token)
+        assert heads(api, repo) == before
+
+    def test_a_branch_of_a_repository_that_is_not_there(self, api, repo, saved_clone, token):
+        with pytest.raises(PublishError, match="a new one has no branch 'dev', so nothing was published"):
+            Clone.from_pretrained(saved_clone).push_to_hub(repo, revision="dev", token=token)
+        assert not api.repo_exists(repo)
+
+    def test_a_page_that_was_edited_stays_while_the_clone_does(self, api, repo, published, saved_clone, token):
+        page = Path(api.hf_hub_download(repo, "README.md")).read_text() + "\n## Thanks\n"
+        edited = api.upload_file(path_or_fileobj=page.encode(), path_in_repo="README.md", repo_id=repo).oid
+        assert Clone.from_pretrained(saved_clone).push_to_hub(repo, token=token).oid == edited
+
+    def test_figures_stay_where_none_can_be_drawn(self, api, repo, clone_folder, token, monkeypatch):
+        edit(clone_folder, lambda config: config["adapters"][0]["metrics"].update(source_alone=0.9, tar=0.8))
+        first = Clone.from_pretrained(clone_folder).push_to_hub(repo, token=token).oid
+        assert "figures/accuracy.png" in api.list_repo_files(repo)
+        monkeypatch.setattr("pnc_hub.figures.find_spec", lambda name: None)
+        assert Clone.from_pretrained(clone_folder).push_to_hub(repo, token=token).oid == first
+
 
 class TestSeveralTargets:
+    @pytest.mark.parametrize("named", ["first", "second"])
+    def test_data_sets_that_were_named_stay_named(self, api, repo, token, named):
+        datasets = {"first": [["a/birds"], None, None], "second": [None, ["a/birds"], None]}[named]
+        for family, names in zip(["mobilenet", "regnet", "mobilenet"], datasets, strict=True):
+            for_target(family).push_to_hub(repo, token=token, datasets=names)
+        assert api.model_info(repo).card_data.datasets == ["a/birds"]
+
+    def test_another_word_on_the_source_loses_no_adapter(self, hub, repo, token):
+        for_target("mobilenet").push_to_hub(repo, token=token)
+        other = for_target("regnet")
+        other.config.source.license, other.config.source.hub_id = "mit", "someone/else"
+        other.push_to_hub(repo, token=token)
+        assert adapters(hub, repo) == {"mobilenetv2", "regnetx"}
+
     def test_adding_one_is_a_small_commit(self, hub, api, repo, token):
         first, second = for_target("mobilenet"), for_target("regnet")
         first.push_to_hub(repo, token=token)

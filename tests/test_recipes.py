@@ -323,10 +323,6 @@ class TestProtocol:
         found = protocol.measure(task, lambda task: toy_result(oracle=True))
         assert (found["diverted"], found["auroc"], found["fpr95"]) == (0, 1, 0)
 
-    def test_macs(self):
-        layer = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        assert protocol.macs(layer, torch.zeros(1, 3, 10, 10)) == 8 * 3 * 9 * 100
-
     def test_rows_are_kept_and_not_computed_again(self, tmp_path, monkeypatch, capsys):
         calls = []
 

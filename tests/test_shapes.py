@@ -6,7 +6,7 @@ import torch
 from common import FAMILIES, SIDE, source_args
 from torch import nn
 
-from pnc_hub.shapes import ShapesOnly
+from pnc_hub.shapes import ShapesOnly, at_most
 
 ARCHITECTURES = {
     **{family: (FAMILIES[family][0], source_args(family), SIDE) for family in FAMILIES},
@@ -70,3 +70,17 @@ def test_tensors_elsewhere_are_computed():
     with ShapesOnly():
         assert torch.equal(layer(values), expected)
         assert torch.equal(torch.ones(2).mul_(3), torch.full((2,), 3.0))
+
+
+def test_operations_are_counted_where_they_are_bounded():
+    image = torch.empty(1, device="meta")
+    with ShapesOnly(), at_most(3):
+        with at_most(0), pytest.raises(OverflowError, match="more operations than are allowed"):
+            image.add_(1)
+        for _ in range(3):  # an outer bound holds again, whatever became of the inner one
+            image.add_(1)
+        with pytest.raises(OverflowError):
+            image.add_(1)
+    with ShapesOnly():
+        for _ in range(10):
+            image.add_(1)

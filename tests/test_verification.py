@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 from common import tiny_clone, tiny_model
-from hub_fixtures import *  # noqa: F403
 from hub_fixtures import edit
 from huggingface_hub import CommitOperationAdd
 from test_compatibility import DAMAGES, edit_tensors

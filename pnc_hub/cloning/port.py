@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from pnc_hub import files, plan
-from pnc_hub.artifact import Clone
+from pnc_hub.artifact import Clone, open_clone
 from pnc_hub.classifier import as_classifier
 from pnc_hub.cloning import data as images_of
 from pnc_hub.cloning import learn, select, stitch
@@ -104,7 +104,7 @@ def port(
         )
     if batch_size < 1 or workers < 0 or seed < 0:
         raise ValueError(f"batch_size is at least 1, workers and seed at least 0; {batch_size=} {workers=} {seed=}")
-    clone = clone if isinstance(clone, Clone) else Clone.from_pretrained(clone)
+    clone = open_clone(clone)
     target, target_id, _ = learn.named_model(target, target_id, None)
     target = plan.unwrapped(target)
     plan.check_target(target)
@@ -219,7 +219,8 @@ def _sorted(
     def read(images: Tensor) -> tuple[Tensor, ...]:
         logits, lesson = recalled.target(images)[0], recalled.teach(images)
         log_odds = recalled.gate(logits, lesson.cloned, lesson.rejected, lesson.penultimate)
-        return log_odds > 0, lesson.cloned.argmax(1), logits.argmax(1)
+        # without the offset, which was calibrated on what another target makes of its images
+        return log_odds + recalled.gate.offset > 0, lesson.cloned.argmax(1), logits.argmax(1)
 
     taken, answers, seen, _ = gather(read, loader)
     few = answers[taken].bincount(minlength=len(labels)) < PARTS

@@ -32,8 +32,6 @@ LOCAL_PIXELS = 1 << 23
 # Successive halving: so many places are refined for this share of the passes, or for so many steps if those are more (a few
 # tell nothing of early cuts, which learn most and begin worst), and the best go on.
 ROUNDS: tuple[tuple[int, float, int], ...] = ((8, 0.04, 40), (3, 0.08, 80), (1, 1.0, 0))
-
-
 # Of a tail of up to so many times what it may have, little is removed.
 WHOLE = 1.1
 

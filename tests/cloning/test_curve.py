@@ -72,6 +72,14 @@ def test_accuracies_within_their_error_are_the_same_and_the_gate_decides_then_th
     assert _ranked(places, 100_000) == [best, cheaper, alike, worse]
 
 
+def test_where_few_images_tell_nothing_the_better_match_comes_first():
+    def place(match, macs):
+        return Place(None, match, 1.0, 1.0, 1.0, 0, macs)
+
+    poor, good, cheaper = place(0.25, 1), place(0.94, 9), place(0.91, 5)
+    assert _ranked([poor, good, cheaper], 9) == [cheaper, good, poor]
+
+
 def test_without_images_of_others_only_the_cloned_classes_are_judged(networks, prepared):
     alone = Batches(prepared.cloned, None, prepared.accelerator, 16, 0, 0)
     for place in curve(networks, alone):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from common import tiny_clone, tiny_model
 from conftest import what_it_is
-from hub_fixtures import *  # noqa: F403
 from test_learn import CLASSES, OLD, squares
 from torch import nn
 from torch.utils.data import TensorDataset

@@ -33,9 +33,12 @@ def bounded() -> Iterator[None]:
     """Within the budget of time and memory; the highest mark of the process's memory, its tensors included, is set back."""
     Path("/proc/self/clear_refs").write_text("5")
     held, started = _megabytes("VmRSS"), time.process_time()
-    yield
-    assert time.process_time() - started < SECONDS
-    assert _megabytes("VmHWM") - held < MEGABYTES
+    try:
+        yield
+    finally:  # also, and most of all, where it was refused
+        seconds, megabytes = time.process_time() - started, _megabytes("VmHWM") - held
+        assert seconds < SECONDS
+        assert megabytes < MEGABYTES
 
 
 def _megabytes(name: str) -> float:

@@ -4,7 +4,10 @@ import json
 from collections.abc import Callable
 
 import pytest
+import timm
+from common import tiny_clone, tiny_model
 
+import pnc_hub
 from hostile.harness import (
     DELETE,
     bounded,
@@ -171,6 +174,29 @@ class TestBudget:
         write_config(clone_folder, sealed(config))
         refused(target, clone_folder)
 
+    def test_the_largest_map_that_may_be_named(self, tmp_path, target):
+        """Where a tail has indices they are checked, and nothing is computed for that."""
+        clone = tiny_clone(tiny_model("swin"), target, family="swin")
+        folder, large = clone.save_pretrained(tmp_path / "clone"), clone.save_pretrained(tmp_path / "large")
+        change(large, "adapters/0/insertion/grid", [2048, 2048])
+        harmless(target, large, folder)
+
+    def test_as_many_adapters_as_there_may_be(self, tmp_path):
+        """Each is for the weights of the target, but for the last byte of a digest: none of them is hashed twice."""
+        model = timm.create_model("resnet50", num_classes=7).eval()
+        clone = tiny_clone(tiny_model("resnet"), model, insertion="layer4.2", universal=False)
+        folder = clone.save_pretrained(tmp_path / "clone")
+        (adapter,) = read_config(folder)["adapters"]
+        known = adapter["target"]["fingerprint"].items()
+        prints = {name: digest[:-1] + ("1" if digest[-1] == "0" else "0") for name, digest in known}
+        others = [{**adapter, "name": f"a{number}", "file": f"adapters/a{number}.safetensors"} for number in range(200)]
+        for other in others:
+            other["target"] = {**adapter["target"], "fingerprint": prints}
+        change(folder, "adapters", others)
+        refused(model, folder, FingerprintMismatchError)
+        with untouched(model), bounded():
+            assert isinstance(pnc_hub.check(model, folder).problem, FingerprintMismatchError)
+
     @pytest.mark.parametrize(
         ("path", "value"),
         [
@@ -193,8 +219,6 @@ class TestBudget:
 
 def elsewhere(target, folder) -> None:
     """Not recognised by its weights, the target gets the adapter at the input."""
-    import pnc_hub
-
     with untouched(target), bounded(), pnc_hub.attach(target, folder) as attachment:
         assert attachment.insertion == "input"
 

@@ -1,6 +1,7 @@
 """F: folders whose files are links, devices, unreadable, or not alone; and interrupts while one is attached."""
 
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hub_fixtures import change_weights
 
 import pnc_hub
 from hostile.harness import bounded, change, everything, harmless, read_config, refused, untouched
@@ -97,6 +99,37 @@ def test_f111_a_file_that_changes_after_the_configuration_was_read(clone_folder,
     (clone_folder / WEIGHTS).write_bytes(data)
     with pnc_hub.attach(target, clone):
         pass
+
+
+def test_f111_a_file_that_changes_before_it_is_published(api, clone_folder, repo, token):
+    """What was there when the configuration was read is not there any more, so nothing is published."""
+    clone = Clone.from_pretrained(clone_folder)
+    (clone_folder / WEIGHTS).write_bytes((clone_folder / WEIGHTS).read_bytes()[:-4] + b"\0\0\0\1")
+    with bounded(), pytest.raises(IntegrityError) as error:
+        clone.push_to_hub(repo, token=token)
+    assert (error.value.file, error.value.repo_id) == (WEIGHTS, str(clone_folder))
+    assert not api.repo_exists(repo)
+
+
+@pytest.mark.parametrize("request_", ["POST /api/validate-yaml", "POST .*/preupload/", "PUT /lfs/", "POST .*/commit/"])
+def test_f111_files_that_change_while_they_are_published(hub, clone_folder, target, repo, token, tmp_path, request_):
+    """What is published is what was read, whole."""
+
+    def change_all(request, answer):
+        for path in clone_folder.rglob("*.*"):
+            if path.is_file():
+                path.write_bytes(b"\x80\x04cos\nsystem\n.")
+        return answer()
+
+    reference = Path(
+        shutil.copytree(change_weights(clone_folder), tmp_path / "reference")
+    )  # of which the Hub has nothing yet
+    with hub.fail(request_, change_all) as fault:
+        Clone.from_pretrained(clone_folder).push_to_hub(repo, token=token)
+        assert fault.remaining == 0
+    there = Clone.from_pretrained(repo, token=token, cache_dir=tmp_path / "cache")
+    there.all_tensors()  # every file is what the configuration says
+    harmless(target, there, reference)
 
 
 def test_f112_other_files_in_the_folder(clone_folder, saved_clone, target, tmp_path):

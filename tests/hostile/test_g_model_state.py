@@ -1,6 +1,7 @@
 """G: models in every state refuse a bad artifact untouched, and good ones survive what goes wrong around them."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from torch import nn
 import pnc_hub
 from hostile.harness import bounded, everything, refused, replace, untouched
 from pnc_hub.errors import MalformedArtifactError, PncHubError, TargetError
-from pnc_hub.files import WEIGHTS
+from pnc_hub.files import CONFIG, WEIGHTS
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A group of processes of which this one is all."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -54,6 +63,32 @@ def test_g116_a_model_on_the_meta_device(clone_folder, target):
     with pytest.raises(PncHubError):
         pnc_hub.attach(model, clone_folder)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickled", "no object"])
+def test_g116_a_model_in_ddp(clone_folder, target, alone, damage):
+    """The model inside is what a clone is attached to."""
+    model = nn.parallel.DistributedDataParallel(target)
+    data = (clone_folder / WEIGHTS).read_bytes()
+    if damage == "no object":
+        (clone_folder / CONFIG).write_bytes(b"[]")
+    else:
+        (clone_folder / WEIGHTS).write_bytes(data[:-9] if damage == "truncated" else b"\x80\x04cos\nsystem\n.")
+    before = sorted(vars(model))
+    refused(target, clone_folder, act=lambda _, clone: pnc_hub.attach(model, clone))
+    assert not pnc_hub.attachments(model)
+    assert (sorted(vars(model)), len(model._forward_hooks)) == (before, 0)
+
+
+def test_g116_a_scripted_model(clone_folder, target):
+    """It can take no clone, so that a hostile one is not even read."""
+    model = torch.jit.script(copy.deepcopy(target))
+    (clone_folder / CONFIG).write_bytes(b"[" * 100_000)
+    (clone_folder / WEIGHTS).write_bytes(b"\x80\x04cos\nsystem\n.")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with bounded(), pytest.raises(TargetError):
+        pnc_hub.attach(model, clone_folder)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_g116_what_can_take_no_clone(clone_folder, target):

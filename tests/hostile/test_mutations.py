@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-from contextlib import suppress
 
 import pytest
 import torch
@@ -14,10 +13,11 @@ import pnc_hub
 from hostile.harness import bounded, everything, harmless, read_config, replace, sealed, write_config
 from pnc_hub import Clone
 from pnc_hub.errors import ArtifactError, PncHubError
-from pnc_hub.files import CONFIG, WEIGHTS
+from pnc_hub.files import CONFIG, PREFIX, PROBE, WEIGHTS
 
 pytestmark = pytest.mark.slow
 EXAMPLES = 250
+FILES = (WEIGHTS, PREFIX, PROBE, "adapters/mobilenetv2_035.safetensors", "adapters/universal.safetensors")
 SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
@@ -116,10 +116,14 @@ def paths(value, at=()):
         yield from paths(child, (*at, key))
 
 
+# What a clone computes follows from these; another one that is valid is another clone.
+COMPUTED = {"preprocess", "insertion", "tail", "cut", "model_args", "architecture"}
+
+
 @given(data=st.data())
 @settings(SETTINGS, max_examples=EXAMPLES // 2)
 def test_values_of_the_configuration_with_its_digest(folder, saved_clone, target, was, data):
-    """As malice does it: what is accepted is what the file says, to the last value, and answers within the budget."""
+    """As malice does it: what is accepted is what the file says, to the last value, and the target answers as ever."""
     config = json.loads((saved_clone / CONFIG).read_text())
     place = data.draw(st.sampled_from(list(paths(config))))
     holder = config
@@ -129,9 +133,20 @@ def test_values_of_the_configuration_with_its_digest(folder, saved_clone, target
     near = st.integers(old - 2, old + 2) if type(old) is int else st.sampled_from([f"{old}x", f"{old}"[:-1]])
     holder[place[-1]] = data.draw(st.one_of(near, JUNK))
     write_config(folder, sealed(config))
+    refusal = None
     try:
-        with suppress(PncHubError), bounded(), pnc_hub.attach(target, folder) as attachment:
+        with bounded(), pnc_hub.attach(target, folder) as attachment:
             assert attachment.clone.config.to_dict() == sealed(config)
+            assert attachment.labels == tuple(entry["label"] for entry in config["classes"])
+        if not COMPUTED.intersection(place):
+            harmless(target, folder, saved_clone)
+    except PncHubError as error:
+        refusal = error
     finally:
         shutil.copy(saved_clone / CONFIG, folder / CONFIG)
     assert everything(target) == was
+    if isinstance(refusal, ArtifactError):
+        assert refusal.repo_id == str(folder)
+        assert refusal.file in (CONFIG, *FILES)
+    elif refusal is not None:  # it was made for another target, says the configuration
+        assert place[0] == "adapters", refusal

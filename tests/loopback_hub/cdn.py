@@ -6,17 +6,18 @@ import re
 from .errors import HubError, bad_request
 from .messages import Request, Response
 from .resolving import content_response
+from .state import HubState
 
 
 class Cdn:
-    """Serves `/lfs/{sha256}` and accepts it, whole or in parts.
+    """Serves `/lfs/{sha256}`, wherever its content is, and accepts it, whole or in parts.
 
     Args:
-        large_files: Contents by sha256, shared with the Hub.
+        state: What the Hub knows.
     """
 
-    def __init__(self, large_files: dict[str, bytes]) -> None:
-        self._large_files = large_files
+    def __init__(self, state: HubState) -> None:
+        self._state = state
         self._parts: dict[tuple[str, int], bytes] = {}
 
     def respond(self, request: Request) -> Response:
@@ -35,9 +36,10 @@ class Cdn:
         raise HubError(404, "No such object")
 
     def _serve(self, request: Request, sha256: str) -> Response:
-        if sha256 not in self._large_files:
-            raise HubError(404, "No such object, or the xet store alone has it")
-        return content_response(request, self._large_files[sha256], etag=sha256)
+        content = self._state.content(sha256)
+        if content is None:
+            raise HubError(404, "No such object")
+        return content_response(request, content, etag=sha256)
 
     def _store(self, request: Request, sha256: str) -> Response:
         return self._keep(sha256, request.body)
@@ -57,7 +59,7 @@ class Cdn:
     def _keep(self, sha256: str, content: bytes) -> Response:
         if hashlib.sha256(content).hexdigest() != sha256:
             raise bad_request("The content does not have this sha256")
-        self._large_files[sha256] = content
+        self._state.large_files[sha256] = content
         return Response(200)
 
 

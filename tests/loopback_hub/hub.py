@@ -45,7 +45,7 @@ class LoopbackHub:
         self._traffic = Traffic()
         self._state = HubState(page_size, part_size, xet_store=xet_store, bare_refusals=certificate is not None)
         self._hub = Listener(self._respond, self._traffic, certificate)
-        self._cdn = Listener(Cdn(self._state.large_files).respond, self._traffic, certificate)
+        self._cdn = Listener(Cdn(self._state).respond, self._traffic, certificate)
         scheme = "https" if certificate else "http"
         self._state.endpoint = self.endpoint = f"{scheme}://127.0.0.1:{self._hub.server_port}"
         # Some clients compare host names only when they decide whether a redirect may see the token.

@@ -8,7 +8,7 @@ from threading import Lock
 from .errors import bad_token, disabled, forbidden, gated, moved, not_authenticated, repository_not_found
 from .messages import Request
 from .repository import FileEntry, Repository
-from .shards import find_large_file
+from .xet_store import find_large_file, read_large_file
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class HubState:
         xet_store: Folder of the xet store; `None` is a Hub without one.
         repositories: Repositories by id, in order of creation.
         moved: New ids of repositories by their former ones.
-        large_files: Contents of LFS files by sha256.
+        large_files: Contents of LFS files by sha256, but for those in the xet store.
         lock: Makes every request to the Hub atomic.
     """
 
@@ -120,6 +120,11 @@ class HubState:
         if in_xet or sha256 not in self.large_files:
             return in_xet
         return FileEntry.large(sha256, len(self.large_files[sha256]))
+
+    def content(self, sha256: str) -> bytes | None:
+        """Return the content of the LFS file with a sha256, `None` where it was never uploaded."""
+        in_xet = find_large_file(self.xet_store, sha256) if self.xet_store else None
+        return read_large_file(self.xet_store, in_xet) if in_xet else self.large_files.get(sha256)
 
     def is_visible(self, repository: Repository, user: User | None) -> bool:
         """Whether a user (`None` is anybody) may know of a repository."""

@@ -1,4 +1,4 @@
-"""Which files a folder of hf_xet's `local://` store holds.
+"""What a folder of hf_xet's `local://` store holds: which files, told from its shards, and their contents.
 
 A shard is a table of records of 48 bytes. Of each file it has one record, then one per segment, then as many again to
 verify them and one with the sha256, both of them if a flag says so.
@@ -19,6 +19,14 @@ def find_large_file(store: Path, sha256: str) -> FileEntry | None:
     """Return the file with a sha256, `None` where the store does not have it."""
     entries = (entry for path in store.glob("xet/xorbs/shards/*.mdb") for entry in _files_of(path.read_bytes()))
     return next((entry for entry in entries if entry.sha256 == sha256), None)
+
+
+def read_large_file(store: Path, entry: FileEntry) -> bytes:
+    """Return the content of a file that `find_large_file` found."""
+    import hf_xet  # not every Hub has a store
+
+    group = hf_xet.XetSession().new_download_stream_group(endpoint=f"local://{store}")
+    return b"".join(group.download_stream(hf_xet.XetFileInfo(entry.xet_hash, entry.size)))
 
 
 def _files_of(shard: bytes) -> Iterator[FileEntry]:
