@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
     from pnc_hub.report import Report
+    from pnc_hub.report.photos import Photo
 
 
 class Clone:
@@ -34,6 +35,7 @@ class Clone:
         revision: the commit it was read at, when it came from the Hub.
         curve: one just learned knows the places it might have been inserted at, best first: ``insertion``, ``cut``, ``match``,
             ``tar``, ``avg_u``, ``auroc`` (closed form, held-out images), ``parameters`` and ``macs`` (unpruned). Not stored.
+        photos: one just learned has some images whose answer it changed, for its report. Not stored.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Clone:
         self._tensors, self._locate = tensors, locate
         self._read_from = ""  # sha256 of the config.json that it was read from
         self.curve: tuple[dict[str, Any], ...] = ()
+        self.photos: tuple[Photo, ...] = ()
 
     def __repr__(self) -> str:
         where = f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id

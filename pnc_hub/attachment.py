@@ -246,7 +246,8 @@ def attach(
     if on_collision == "error":
         plan.check_labels(inside, clone, attachments(inside))
     near = plan.reference(inside, adapter)
-    branch = Branch(clone, adapter, Preprocess.of(inside), near.device, near.dtype, trainable)
+    given = Preprocess.of(inside)
+    branch = Branch(clone, adapter, given, near.device, near.dtype, trainable)
     attachment = Attachment(clone, adapter, branch)
     _apply(inside, attachment, given)
     return attachment

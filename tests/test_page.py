@@ -125,7 +125,7 @@ def test_it_is_whole(clone):
 
 
 def test_it_can_be_walked_by_those_who_do_not_see_it(clone):
-    vars(clone)["photos"] = photos()
+    clone.photos = photos()
     found = read(clone.report)
     assert found.all("html")[0]["lang"] == "en"
     assert [len(found.all(tag)) for tag in ("h1", "main", "title")] == [1, 1, 1]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import ImageOps
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -60,7 +61,8 @@ class Images(Dataset[Any]):
             return image
         if not hasattr(image, "convert"):
             raise ImageError(f"an image is a PIL image or a tensor, found {type(image).__name__}")
-        transformed: Tensor = self.transform(image.convert("L" if self.preprocess.input_size[0] == 1 else "RGB"))
+        upright = ImageOps.exif_transpose(image)  # phones store which way they were held
+        transformed: Tensor = self.transform(upright.convert("L" if self.preprocess.input_size[0] == 1 else "RGB"))
         return transformed
 
 

@@ -28,7 +28,7 @@ from pnc_hub.cloning import data as images_of
 from pnc_hub.cloning import learn, select, stitch
 from pnc_hub.cloning.batches import Batches, Split
 from pnc_hub.cloning.curve import Place, judge
-from pnc_hub.cloning.evaluate import accuracy, gather, measure
+from pnc_hub.cloning.evaluate import accuracy, gather, observe
 from pnc_hub.cloning.networks import Lesson, Reader
 from pnc_hub.cloning.package import Learned, extend
 from pnc_hub.config import AdapterConfig
@@ -139,6 +139,7 @@ def port(
             **adapter.metrics,
             **_measured(result, adapter, learned, recalled, batches),
             **curve_metrics(result.curve),
+            "locality_budget": locality_budget,
             "seconds": round(time.perf_counter() - started, 2),
         }
         bar.update()
@@ -270,13 +271,15 @@ def _measured(
     """How the target answers with the new adapter, on the part that no choice was made on; the source's word is the truth."""
     old = batches.loader([batches.target.report], most=learn.MAX_REPORT_IMAGES) if batches.target else None
     cloned = batches.loader([batches.cloned.report], most=learn.MAX_REPORT_IMAGES)
-    found = measure(recalled.target.model, result, cloned, old)
+    seen = observe(recalled.target.model, result, cloned, old)
+    found = seen.shares()
     module, point = learned.module.to(recalled.device), learned.target.name
     logits, answers = gather(lambda images: (module(recalled.target.feature(images, point))[0],), cloned)
     return {
         "agreement": found["tar"],
         "agreement_among_cloned": accuracy(logits, answers),
-        **{name: found[name] for name in ("target_alone", "ori", "diverted", "auroc", "kl", "restored")},
+        **{name: found[name] for name in ("target_alone", "ori", "diverted", "missed", "auroc", "kl", "restored")},
+        **{name: value for name, value in seen.series().items() if name.startswith(("gate.", "held_out."))},
         "insertion": point,
         "cut": learned.source.name,
         "match": learned.match,

@@ -171,7 +171,7 @@ def _trials(
         except SourceError as error:
             refusal = str(error)
     if not trials:
-        raise SourceError(f"no candidate fits into {size.parameters:,} parameters: {refusal}")
+        raise SourceError(f"no candidate fits into {size.parameters:,} parameters and {size.macs:,} MACs: {refusal}")
     return trials
 
 

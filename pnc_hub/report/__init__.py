@@ -53,7 +53,7 @@ class Report:
         """The report of the target that ``clone`` was made for, and of those that it was ported to."""
         first, *others = clone.config.adapters
         ported = {adapter.name: dict(adapter.metrics) for adapter in others if adapter.target is not None}
-        return cls(dict(first.metrics), clone.labels, ported, clone.config, getattr(clone, "photos", ()))
+        return cls(dict(first.metrics), clone.labels, ported, clone.config, clone.photos)
 
     def save(self, path: str | Path) -> Path:
         """Write the report as one HTML page that needs nothing else: no network, no scripts.
@@ -103,7 +103,7 @@ ROWS = (
     ("source_parameters", "parameters of the source", "count"),
     ("bytes", "bytes (module, adapter and gate)", "count"),
     ("macs", "multiply-accumulates added per image", "count"),
-    ("prefix_bytes", "bytes of the source's first layers, for other targets", "count"),
+    ("prefix_bytes", "bytes of the source's first layers", "count"),
     ("seconds", "seconds to learn", "number"),
 )
 PORTED_ROWS = (
