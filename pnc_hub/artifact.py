@@ -43,7 +43,7 @@ class Clone:
         config: CloneConfig,
         tensors: dict[str, dict[str, Tensor]],
         *,
-        locate: Callable[[str, str | None], Path] | None = None,
+        locate: Callable[..., Path] | None = None,
         repo_id: str | None = None,
         revision: str | None = None,
     ) -> None:
@@ -52,7 +52,7 @@ class Clone:
         Args:
             config: the configuration.
             tensors: tensors by name, by file; files that are not here are read through ``locate`` when needed.
-            locate: file name and recorded sha256 -> path of a local copy, whose content is not yet verified.
+            locate: file name, recorded sha256 and largest size -> path of a local copy, whose content is not yet verified.
             repo_id: where it came from, for messages.
             revision: commit it was read at.
         """
@@ -112,7 +112,7 @@ class Clone:
 
         name, at = hub.split_revision(str(id_or_folder), revision)
         folder = Path(str(id_or_folder))
-        locate: Callable[[str, str | None], Path]
+        locate: hub.FolderFiles | hub.HubFiles
         is_folder = os.path.isdir(folder)  # Path.is_dir raises where it may not look, or where the name is too long
         if is_folder:
             name = str(folder)

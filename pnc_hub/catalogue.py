@@ -18,7 +18,6 @@ from pnc_hub.errors import HubError
 _CLASS, _SOURCE, _TARGET = "pnc-class:", "pnc-source:", "pnc-target:"
 _ANY = "any"  # target of a clone that fits every classifier, at its input
 _BASE, _LICENSE = "base_model:adapter:", "license:"  # the Hub makes these of a card's other fields
-_TOLD = ("downloads", "lastModified", "sha", "tags")  # not the card itself: one that is odd would end the whole list
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def search(
 
     Example:
         >>> import pnc_hub
-        >>> pnc_hub.search(classes=["indigo bunting"], target="resnet50.a1_in1k")  # doctest: +SKIP
+        >>> pnc_hub.search(classes=["painted bunting"], target="resnet50.a1_in1k")  # doctest: +SKIP
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is a positive number, or None for all; received {limit!r}")
@@ -92,9 +91,15 @@ def search(
 
     lists = [_listed([*common, *more], author, token) for more in kinds]
     listed = heapq.merge(*lists, key=lambda found: -found.downloads)
-    seen: set[str] = set()
-    new = (found for found in listed if fits(found) and not (found.repo_id in seen or seen.add(found.repo_id)))
-    return list(itertools.islice(new, limit))
+
+    def new() -> Iterator[CloneInfo]:
+        seen = set()
+        for found in listed:
+            if found.repo_id not in seen and fits(found):
+                seen.add(found.repo_id)
+                yield found
+
+    return list(itertools.islice(new(), limit))
 
 
 def tags(config: CloneConfig) -> list[str]:
@@ -138,7 +143,11 @@ def _listed(tags: list[str], author: str | None, token: str | bool | None) -> It
     ]  # the Hub takes a comma for the end of a tag; ``search`` looks again
     try:
         models = HfApi(token=token, library_name="pnc-hub").list_models(
-            filter=asked, author=author, sort="downloads", expand=list(_TOLD)
+            filter=asked,
+            author=author,
+            sort="downloads",
+            # not the card itself: one that is odd would end the whole list
+            expand=["downloads", "lastModified", "sha", "tags"],
         )
         for model in models:
             info = _info(model)
@@ -214,7 +223,8 @@ def _word(value: Any) -> str | None:
         checks.word(value)
     except (TypeError, ValueError):
         return None
-    return value
+    word: str | None = value
+    return word
 
 
 def _short(names: tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ class Classifier(Protocol):
     """The part of a timm model that its annotations leave out."""
 
     num_classes: int
+    pretrained_cfg: dict[str, Any] | None
 
     def get_classifier(self) -> Any:
         """The layer that makes logits, or several."""

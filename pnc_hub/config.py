@@ -110,7 +110,7 @@ class TargetConfig:
 
 
 @strict
-@dataclass
+@dataclass(kw_only=True)
 class InsertionConfig:
     """Where the target is read, and which of its modules and parameters come before."""
 
@@ -157,7 +157,7 @@ class InsertionConfig:
 
 
 @strict
-@dataclass
+@dataclass(kw_only=True)
 class AdapterConfig:
     """An adapter and gate for one target; ``target`` is None for the universal one, at the input of any target."""
 
@@ -188,7 +188,7 @@ class ProbeConfig:
 
 
 @strict
-@dataclass
+@dataclass(kw_only=True)
 class CloneConfig:
     """Everything that ``config.json`` says."""
 
@@ -254,7 +254,7 @@ class CloneConfig:
                 " upgrade with `pip install -U pnc-hub`, or ask its publisher to save it again"
             )
         try:
-            config = _parse(cls, values, "config")
+            config: CloneConfig = _parse(cls, values, "config")
         except (StrictDataclassError, TypeError, ValueError) as error:
             raise MalformedArtifactError(f"config.json is not valid: {_one_line(error)}") from error
         if values["files"].get(files.CONFIG) != seal(values)["files"][files.CONFIG]:
@@ -295,7 +295,8 @@ def _parse(kind: Any, value: Any, place: str) -> Any:
         missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
         raise ValueError(f"{place} misses {missing} and has unknown {unknown!r:.200}")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _parse(hints[name], value[name], f"{place}.{name}") for name in names})
+    made: Any = kind
+    return made(**{name: _parse(hints[name], value[name], f"{place}.{name}") for name in names})
 
 
 def _one_line(error: Exception) -> str:

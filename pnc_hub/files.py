@@ -11,8 +11,9 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -171,7 +172,7 @@ def is_told(path: str) -> bool:
 
 
 @contextmanager
-def _opened(path: Path, limit: int, file: str) -> Iterator[tuple[BinaryIO, int]]:
+def _opened(path: Path, limit: int, file: str) -> Iterator[tuple[BufferedIOBase, int]]:
     """A regular file of at most ``limit`` bytes, and its size; what the system refuses comes out typed."""
     try:
         status = os.stat(path)  # before it is opened: opening a FIFO waits until somebody writes to it
@@ -190,7 +191,7 @@ def _opened(path: Path, limit: int, file: str) -> Iterator[tuple[BinaryIO, int]]
 class _Hashed:
     """The first ``size`` bytes of a file, hashed as they are read."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
+    def __init__(self, stream: BufferedIOBase, size: int) -> None:
         self.stream, self.left, self.sha256 = stream, size, hashlib.sha256()
 
     def read(self, size: int) -> bytes:
@@ -201,11 +202,11 @@ class _Hashed:
 
     def fill(self, tensor: Tensor) -> bool:
         """Read the bytes of ``tensor``; whether there were enough."""
-        data = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        data = tensor.view(-1).view(torch.uint8).numpy().data
         count = self.stream.readinto(data)
         self.left -= count
         self.sha256.update(data[:count])
-        return count == len(data)
+        return bool(count == len(data))
 
     def digest_of_all(self) -> str:
         """sha256 of all bytes, in hex; what has not been read is read now."""
@@ -239,7 +240,9 @@ def _fill(stream: _Hashed, size: int, expected: dict[str, TensorSpec], file: str
     return tensors
 
 
-def parse_header(stream: BinaryIO | _Hashed, size: int, file: str) -> dict[str, tuple[TensorSpec, tuple[int, int]]]:
+def parse_header(
+    stream: BufferedIOBase | _Hashed, size: int, file: str
+) -> dict[str, tuple[TensorSpec, tuple[int, int]]]:
     """Name -> what a tensor is, and where after the header it begins and ends."""
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):

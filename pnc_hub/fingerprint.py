@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class _Weight:
             tensor = tensor.to(dtype)
         tensor = tensor.cpu().contiguous()
         found = hashlib.sha256(f"{self.name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
         return found.digest()
 
 
@@ -108,7 +109,7 @@ def _weights(model: nn.Module, trunk: Iterable[str] | None) -> list[_Weight]:
     return sorted(found, key=lambda weight: weight.name)
 
 
-def _below(module: nn.Module, path: str, wanted: set[str] | None, maps: tuple) -> Iterator[_Weight]:
+def _below(module: nn.Module, path: str, wanted: set[str] | None, maps: tuple[Any, ...]) -> Iterator[_Weight]:
     """Weights of ``module`` and its submodules; all if ``wanted`` is None, else those that it names or whose module it does.
 
     ``maps`` holds (weights by name, path that the names begin at), from where accelerate has offloaded weights of
@@ -116,7 +117,7 @@ def _below(module: nn.Module, path: str, wanted: set[str] | None, maps: tuple) -
     """
     if path.removesuffix(".") in (wanted or ()):
         wanted = None
-    hook = getattr(module, "_hf_hook", None)
+    hook: Any = getattr(module, "_hf_hook", None)
     for single in getattr(hook, "hooks", (hook,)):
         if getattr(single, "weights_map", None) is not None:
             maps = (*maps, (single.weights_map, path))

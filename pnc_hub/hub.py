@@ -78,7 +78,8 @@ class HubFiles:
             HubError: the Hub refused or failed, or the cache can not be written.
             IntegrityError: what arrived is not what the Hub has a record of.
         """
-        self.repo_id, self.options, self.sizes = repo_id, options, {}
+        self.repo_id, self.options = repo_id, options
+        self.sizes: dict[str, int] = {}
         self.config = self._download(files.CONFIG, revision, files.MAX_CONFIG_BYTES)
         self.commit = self.config.parent.name
         self.root = self.config.parents[3].resolve()  # the whole cache: repositories may share blobs
@@ -130,7 +131,7 @@ class HubFiles:
         others = sum(size for name, size in self.sizes.items() if name != file)
 
         def download() -> str:
-            return hf_hub_download(
+            path: str = hf_hub_download(
                 self.repo_id,
                 file,
                 revision=revision,
@@ -138,6 +139,7 @@ class HubFiles:
                 tqdm_class=_bounded(min(most, files.MAX_TOTAL_BYTES - others), file),
                 **self.options,
             )
+            return path
 
         with explained(self.repo_id, revision, file):
             # hf_hub_download would find the same, but prepare a request first, and for its headers ask the Hub
@@ -191,14 +193,15 @@ def _bounded(limit: int, file: str) -> type:
 
     class Bounded(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.received = 0
+            tqdm.__init__(self, *args, **kwargs)
+            self.received = 0.0
             self._check(kwargs.get("total") or 0)
 
         def update(self, n: float | None = 1) -> bool | None:
             self.received += n or 0
             self._check(self.received)
-            return super().update(n)
+            shown: bool | None = super().update(n)
+            return shown
 
         def _check(self, size: float) -> None:
             if size > limit:
@@ -278,7 +281,7 @@ def _failure(error: BaseException) -> str:
         403: "ask its owner for access, or log in with another account (hf auth login)",
         429: "it limits how often it is asked: wait, and log in to be allowed more (hf auth login)",
     }
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status: Any = getattr(getattr(error, "response", None), "status_code", None)
     return f"the Hub did not deliver it ({said}); {remedy.get(status, 'try again later')}"
 
 

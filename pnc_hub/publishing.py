@@ -6,7 +6,7 @@ import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pnc_hub import files, hub
 from pnc_hub.artifact import Clone
@@ -152,7 +152,7 @@ class _Publication:
     def _look(self) -> _Published:
         info = self.api.model_info(self.repo_id, revision=self.revision)
         names = frozenset(sibling.rfilename for sibling in info.siblings or ())
-        options = {"revision": info.sha, "token": self.api.token, "cache_dir": self.folder / "cache"}
+        options: dict[str, Any] = {"revision": info.sha, "token": self.api.token, "cache_dir": self.folder / "cache"}
         try:
             clone = Clone.from_pretrained(self.repo_id, **options) if files.CONFIG in names else None
         except (FormatVersionError, MalformedArtifactError) as error:

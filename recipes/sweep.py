@@ -71,7 +71,9 @@ class Clones:
         self, name: str, target: TargetConfig | None, insertion: InsertionConfig, own: nn.ModuleDict, more: dict
     ) -> Clone:
         own["gate"] = Gate(self.tensors[files.WEIGHTS]["head.weight"].shape[1])
-        entry = AdapterConfig(name, target, insertion, f"adapters/{name}.safetensors", "", {})
+        entry = AdapterConfig(
+            name=name, target=target, insertion=insertion, file=f"adapters/{name}.safetensors", sha256="", metrics={}
+        )
         classes = [dataclasses.replace(entry, label=f"{entry.label} at {name}") for entry in self.base.config.classes]
         config = dataclasses.replace(self.base.config, adapters=[entry], classes=classes)
         return Clone(config, {files.WEIGHTS: self.tensors[files.WEIGHTS], entry.file: tensors_of(own), **more})

@@ -17,11 +17,11 @@ import training
 from photos import plain
 from reading import HALF, TensorImages
 from timm.models import load_state_dict
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from pnc_hub.cloning.named import named_arguments
 from pnc_hub.errors import DataError
 from pnc_hub.labels import class_names
 from pnc_hub.points import classifier_name
@@ -159,13 +159,8 @@ def _pretrained(name: str) -> Network:
             f"timm can not get the weights of {name!r} ({said}). Without a connection give --source-checkpoint and"
             " --target-checkpoint, or local-dir:folder with what timm saved, or --scratch"
         ) from error
-    kind, _, place = name.partition(":")
-    reader = {"hf-hub": load_model_config_from_hf, "local-dir": load_model_config_from_path}.get(kind)
-    arguments = dict((reader(place)[2] if reader else None) or {})
-    for of_the_head in ("num_classes", "in_chans"):
-        arguments.pop(of_the_head, None)
-    hub_id = None if kind == "local-dir" else model.pretrained_cfg.get("hf_hub_id")
-    return Network(model, arguments=arguments, hub_id=hub_id)
+    hub_id = None if name.startswith("local-dir:") else model.pretrained_cfg.get("hf_hub_id")
+    return Network(model, arguments=named_arguments(name), hub_id=hub_id)
 
 
 def _from_checkpoint(name: str, checkpoint: Path) -> Network:

@@ -106,13 +106,14 @@ def clone(
     Neither model is changed. Options that are not given are chosen by the method; what they came to is in the report.
     """
     from pnc_hub.cloning import clone as learn
+    from pnc_hub.cloning.named import named_arguments
 
     _check_writable(output, page)
     knows, receives = source.build(), target.build()
     budget = {name: most for name, most in (("parameters", max_parameters), ("macs", max_macs)) if most is not None}
     given = {
         "budget": budget or None,
-        "source_args": source.structure,
+        "source_args": {**named_arguments(str(source.name)), **source.structure},
         "source_id": source.hub_id(knows),
         "target_id": target.hub_id(receives),
         "license": source.license(knows),

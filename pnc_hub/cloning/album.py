@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pnc_hub import labels as names_of_models
+from pnc_hub.classifier import as_classifier
 from pnc_hub.cloning.data import class_names
 from pnc_hub.preprocess import Preprocess
 from pnc_hub.report.photos import KINDS, Photo
@@ -78,7 +79,7 @@ class Album:
 
 def class_names_of(target: nn.Module, shown: Any) -> list[str] | None:
     """What the target's classes are called, by itself or by the folders of its images."""
-    count = int(target.num_classes)
+    count = int(as_classifier(target).num_classes)
     known = names_of_models.class_names(target, count)
     if known is not None:
         return [names[min(1, len(names) - 1)] for names in known]

@@ -8,28 +8,28 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, reduce
 from torch import nn
 from tqdm.auto import tqdm
 
-from pnc_hub import attachment, files
+from pnc_hub import attachment, checks, files
 from pnc_hub.artifact import Clone
+from pnc_hub.classifier import as_classifier
 from pnc_hub.cloning import data as images_of
 from pnc_hub.cloning import gate as gates
 from pnc_hub.cloning.album import Album, class_names_of
 from pnc_hub.cloning.batches import Batches, Split
 from pnc_hub.cloning.evaluate import observe
+from pnc_hub.cloning.named import named_arguments, named_model
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import Learned, package, source_config
 from pnc_hub.cloning.refine import Recipe
 from pnc_hub.cloning.select import Size, best_clone
-from pnc_hub.errors import DataError, NoClassifierError, SourceError, TargetError
+from pnc_hub.errors import DataError, NoClassifierError, TargetError
 from pnc_hub.figures import curve_metrics
 from pnc_hub.preprocess import Preprocess
 
@@ -99,7 +99,8 @@ def clone(
         universal: also store the source's layers before the cut, so that the clone fits targets without an adapter.
         held_out: share of the images of each class that is kept back three times: to choose, to calibrate and to report.
         seed: makes splits, sampling and refinement reproducible; the caller's random state is not touched.
-        source_args: constructor arguments that the source was built with, where they are not timm's defaults.
+        source_args: constructor arguments that the source was built with, where they are not timm's defaults (of
+            ``hf-hub:`` and ``local-dir:`` names those that stand beside the weights are known).
         source_id: Hub id of the source's weights, for the record (known where ``source`` is a name).
         target_id: the same for the target.
         license: licence of the source's weights (known where ``source`` is a name).
@@ -119,7 +120,7 @@ def clone(
 
     Example:
         >>> import pnc_hub
-        >>> clone = pnc_hub.clone("resnet50.a1_in1k", "vit_small_patch16_224", ["indigo bunting"], "photos/")  # doctest: +SKIP
+        >>> clone = pnc_hub.clone("resnet50.a1_in1k", "vit_small_patch16_224", ["painted bunting"], "photos/")  # doctest: +SKIP
     """
     started = time.perf_counter()
     if not 0 < keep <= 1 or not (locality_budget is None or 0 < locality_budget < 1) or not (epochs or 0) >= 0:
@@ -138,6 +139,10 @@ def clone(
         dataloader_config=DataLoaderConfiguration(even_batches=False),  # no image counts twice
         kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],  # a tail may have parameters without use
     )
+    for name in (source_id, target_id):  # what no artifact can record shows now, not after all the learning
+        checks.hub_id(name)
+    if source_args is None and isinstance(source, str):
+        source_args = named_arguments(source)
     source, source_id, license = named_model(source, source_id, license)
     target, target_id, _ = named_model(target, target_id, None)
     _check(source, target)
@@ -152,22 +157,23 @@ def clone(
         described = source_config(source, dict(source_args or {}), source_id, license, networks)
         size = _size(keep, budget, networks)
         others = None if target_data is None else images_of.open_dataset(target_data, seed)
-        *sides, regime = _sides(source, target, networks.target.preprocess, wanted, opened, others)
-        splits = [None if side is None else Split.of(side, seed, held_out) for side in sides]
-        check_budget(locality_budget, splits[1] if target_data is not None else None)
-        covered = target_data is None or covers(sides[1], target)
-        if locality_budget is not None and not covered:
+        cloned, old, regime = _sides(source, target, networks.target.preprocess, wanted, opened, others)
+        known = None if old is None else Split.of(old, seed, held_out)
+        check_budget(locality_budget, known if target_data is not None else None)
+        covered = target_data is None or old is None or covers(old, target)
+        if locality_budget is not None and old is not None and not covered:
             warnings.warn(
-                f"target_data shows {len(set(sides[1].labels))} of the target's {int(target.num_classes)} classes: the"
+                f"target_data shows {len(set(old.labels))} of the target's {as_classifier(target).num_classes} classes: the"
                 " locality budget holds for images of these",
                 stacklevel=2,
             )
-        prepared = Batches(*splits, accelerator, batch_size, workers, seed, covered and regime != "R2")
+        covered = covered and regime != "R2"
+        prepared = Batches(Split.of(cloned, seed, held_out), known, accelerator, batch_size, workers, seed, covered)
         bar = tqdm(desc="search", unit="step", disable=not (progress and accelerator.is_main_process), leave=False)
         with bar:
             if epochs is None:
                 epochs = _passes(prepared, networks)
-            recipe = Recipe(epochs, learning_rate, tune, universal, flip, not prepared.covered or sides[1] is None)
+            recipe = Recipe(epochs, learning_rate, tune, universal, flip, not covered or old is None)
             learned, places = best_clone(networks, prepared, (insertion, cut), size, recipe, locality_budget, bar)
             bar.set_description("measure")
             result = package(learned, networks, described, wanted, target_id, target)
@@ -179,7 +185,8 @@ def clone(
                 "locality_budget": locality_budget,
                 "seconds": round(time.perf_counter() - started, 2),
             }
-    return broadcast_object_list([result])[0]
+    everywhere: list[Clone] = broadcast_object_list([result])
+    return everywhere[0]
 
 
 def _report(result: Clone, learned: Learned, networks: Networks, prepared: Batches, album: Album) -> None:
@@ -257,7 +264,7 @@ def _passes(prepared: Batches, networks: Networks) -> int:
 def covers(old: images_of.Images, target: nn.Module) -> bool:
     """Whether there are images of at least half of the target's classes, or of classes that nobody named."""
     shown = set(old.labels)
-    return images_of.UNLABELLED in shown or 2 * len(shown) >= int(target.num_classes)
+    return images_of.UNLABELLED in shown or 2 * len(shown) >= as_classifier(target).num_classes
 
 
 @torch.no_grad()
@@ -293,23 +300,6 @@ def check_budget(budget: float | None, target: Split | None) -> None:
             f" {found} to spare for it (a tenth); give more, or a budget of at least"
             f" {math.ceil(1000 / (found + 1)) / 1000:g}"
         )
-
-
-def named_model(
-    model: nn.Module | str, hub_id: str | None, license: str | None
-) -> tuple[nn.Module, str | None, str | None]:
-    """(model, Hub id, licence); one that is given by name is loaded, pretrained, and told what timm knows of it."""
-    if not isinstance(model, (str, Path)):
-        return model, hub_id, license
-    try:
-        loaded = timm.create_model(str(model), pretrained=True)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise SourceError(
-            f"timm can not load {str(model)!r} ({error}). Give a name that timm.list_pretrained() has, hf-hub:user/name, or a"
-            " model"
-        ) from error
-    cfg = loaded.pretrained_cfg
-    return loaded, hub_id or cfg.get("hf_hub_id"), license or cfg.get("license")
 
 
 def _check(source: nn.Module, target: nn.Module) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from pnc_hub import files, plan
+from pnc_hub import checks, files, plan
 from pnc_hub.artifact import Clone, open_clone
 from pnc_hub.classifier import as_classifier
 from pnc_hub.cloning import data as images_of
@@ -29,6 +29,7 @@ from pnc_hub.cloning import learn, select, stitch
 from pnc_hub.cloning.batches import Batches, Split
 from pnc_hub.cloning.curve import Place, judge
 from pnc_hub.cloning.evaluate import accuracy, gather, observe
+from pnc_hub.cloning.named import named_model
 from pnc_hub.cloning.networks import Lesson, Reader
 from pnc_hub.cloning.package import Learned, extend
 from pnc_hub.config import AdapterConfig
@@ -104,8 +105,9 @@ def port(
         )
     if batch_size < 1 or workers < 0 or seed < 0:
         raise ValueError(f"batch_size is at least 1, workers and seed at least 0; {batch_size=} {workers=} {seed=}")
+    checks.hub_id(target_id)
     clone = open_clone(clone)
-    target, target_id, _ = learn.named_model(target, target_id, None)
+    target, target_id, _ = named_model(target, target_id, None)
     target = plan.unwrapped(target)
     plan.check_target(target)
     _check_new(clone, target)
