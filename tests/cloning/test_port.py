@@ -157,7 +157,7 @@ def test_published_in_the_same_place_it_is_one_small_commit(made, vit, api, repo
     result.push_to_hub(repo, token=token)
     after, name = held(), result.config.adapters[1].name
     changed = {path for path in after if after[path] != before.get(path)}
-    new = {f"adapters/{name}.safetensors", f"figures/insertion-{name}.png"}
+    new = {f"adapters/{name}.safetensors", f"figures/insertion-{name}.png", f"figures/gate-{name}.png"}
     assert changed == {"README.md", files.CONFIG, files.PROBE, *new}
     assert before.keys() < after.keys()
     assert len(api.list_repo_commits(repo)) == commits + 1
@@ -194,7 +194,7 @@ def test_a_target_that_has_an_adapter_already_is_refused(made, vit):
         ({"images": "no/such/folder"}, DataError, "no/such/folder"),
         ({"name": "universal"}, ValueError, "universal"),
         ({"name": "../x"}, ValueError, "name='../x'"),
-        ({"target_id": "no id"}, ValueError, "target_id='no id'"),
+        ({"target_id": "no id"}, ValueError, "'no id' is no Hub id"),
         ({"locality_budget": 1.0}, ValueError, "locality_budget=1.0"),
         ({"held_out": 0.5}, ValueError, "held_out=0.5"),
         ({"batch_size": 0}, ValueError, "batch_size=0"),
