@@ -122,7 +122,7 @@ def _body(clone: Clone, repo_id: str) -> str:
 def _adds(config: CloneConfig) -> str:
     origin = config.source.hub_id or config.source.architecture
     rows = ((index, _text(entry.label), entry.source_index) for index, entry in enumerate(config.classes))
-    return f"""# {len(config.labels)} classes cloned from {_text(origin)}
+    return f"""# {report.classes(len(config.labels))} cloned from {_text(origin)}
 
 This is a *clone*: the part of `{config.source.architecture}` that knows the classes below. Attached to another timm
 classifier it adds them as new logits; the classifier itself is not changed and is what it was once the clone is detached
@@ -135,15 +135,21 @@ classifier it adds them as new logits; the classifier itself is not changed and 
 
 def _attaching(config: CloneConfig, repo_id: str) -> str:
     target = config.adapters[0].target
-    name = "..."
-    if target is not None:
-        name = f"hf-hub:{target.hub_id}" if "/" in (target.hub_id or "") else target.architecture or name
+    libraries, model = "pnc_hub, timm", 'timm.create_model("...", pretrained=True).eval()'
+    if target is not None and "/" in (target.hub_id or ""):
+        model = f'timm.create_model("hf-hub:{target.hub_id}", pretrained=True).eval()'
+    elif target is not None:  # the architecture's pretrained weights are another model
+        made_for = f"{target.architecture or 'classifier'} with {report.classes(target.num_classes)}"
+        libraries, model = (
+            "pnc_hub",
+            f"...  # the {made_for} that this clone was made for; its weights are not on the Hub",
+        )
     return f"""## How to attach it
 
 ```python
-import pnc_hub, timm
+import {libraries}
 
-model = timm.create_model("{name}", pretrained=True).eval()
+model = {model}
 with pnc_hub.attach(model, "{repo_id}@<commit>") as clone:
     logits = model(images)  # the model's own classes, then those above
 ```
@@ -155,13 +161,19 @@ and those in the cache are used without asking the Hub; their sha256 are below. 
 
 def _measured(clone: Clone, drawn: Mapping[str, figures.Drawing]) -> str:
     metrics = clone.config.adapters[0].metrics
-    accuracies = (
-        ("the target's classes", metrics.get("target_alone"), metrics.get("ori")),
-        ("the cloned classes", metrics.get("source_alone"), metrics.get("tar")),
-        ("both, weighted by numbers of classes", None, metrics.get("avg")),
+    value = {name: _value(metrics.get(name), "percent") for name in _ACCURACIES}
+    told = "nothing to choose among" if len(clone.labels) == 1 else value["source_alone"]
+    rows = (
+        ("the target's classes", value["target_alone"], value["ori"]),
+        ("the cloned classes (alone: among them only)", told, value["tar"]),
+        ("the cloned classes (alone: among all the source's)", value["source_alone_among_all"], value["tar"]),
+        ("both, weighted by numbers of classes", "not measured", value["avg"]),
     )
-    rows = ((what, _value(before, "percent"), _value(after, "percent")) for what, before, after in accuracies)
-    others = ((text, _value(metrics.get(name), kind)) for name, text, kind in report.ROWS if name not in _ACCURACIES)
+    others = (
+        (text, _value(metrics.get(name), kind))
+        for name, text, kind in report.rows_of(metrics)
+        if name not in _ACCURACIES
+    )
     return f"""## Measured on held-out images
 
 {_table(("accuracy on", "the network that knows them, alone", "target with the clone"), rows)}
@@ -224,7 +236,7 @@ def _files(config: CloneConfig) -> str:
 Nothing in these files is executed: they are numbers (safetensors) and one description (`config.json`)."""
 
 
-_ACCURACIES = ("target_alone", "ori", "source_alone", "tar", "avg")
+_ACCURACIES = ("target_alone", "ori", "source_alone", "source_alone_among_all", "tar", "avg")
 
 
 def _knows(adapter: AdapterConfig) -> str:

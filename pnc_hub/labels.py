@@ -28,6 +28,16 @@ def class_names(model: nn.Module, count: int) -> list[tuple[str, ...]] | None:
     return None
 
 
+def spoken(names: tuple[str, ...]) -> str:
+    """The one of a class's names that people use: the first that is no number of a synset.
+
+    Example:
+        >>> spoken(("n01537544", "indigo bunting", "indigo finch"))
+        'indigo bunting'
+    """
+    return names[min(1, len(names) - 1)]
+
+
 @lru_cache(maxsize=1)
 def _imagenet() -> list[tuple[str, ...]]:
     from timm.data import ImageNetInfo

@@ -247,7 +247,9 @@ def main(argv: Sequence[str] | None = None) -> Clone | None:
     what.add_argument("--rehearse", action="store_true", help="CIFAR-10's tiny birds instead: do all steps work?")
     parser.add_argument("--classes", nargs="+", metavar="BIRD", help="which birds; by default all that have a folder")
     parser.add_argument("--output", type=Path, default=Path("clone-birds"), help="where to write (clone-birds)")
-    parser.add_argument("--thorough", action="store_true", help="try every cut of the source, and train (far slower)")
+    parser.add_argument(
+        "--thorough", action="store_true", help="search the source for the cut too, and train (far slower)"
+    )
     arguments = parser.parse_args(argv)
     try:
         if arguments.list is not None:

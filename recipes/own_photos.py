@@ -28,7 +28,7 @@ from pnc_hub import Clone
 from pnc_hub.cloning.data import UNLABELLED
 from pnc_hub.errors import DataError, PncHubError
 from pnc_hub.fingerprint import state_digest
-from pnc_hub.labels import class_names
+from pnc_hub.labels import class_names, spoken
 from pnc_hub.preprocess import Preprocess
 
 SOURCE, TARGET = "mobilenetv3_large_100.ra_in1k", "resnet18.a1_in1k"
@@ -115,7 +115,8 @@ def run(arguments: argparse.Namespace) -> Clone:
             seed=seed,
         ),
     )
-    print(clone.report, end="\n\n")
+    print(clone.report)
+    print("\nThat was on photos which the learning kept back itself. On those that it was never shown:\n")
     print(photos.table(photos.before_and_after(gives, receives, clone, new.test, tested)))
     names = names_of(receives, old, old_rows)
     photos.show(receives, clone, names, new, old)
@@ -140,7 +141,7 @@ def names_of(target: nn.Module, old: Photos, rows: dict[str, int] | None) -> lis
     known = class_names(target, count)
     if known is None:
         return list(old.classes) if rows is not None else [str(index) for index in range(count)]
-    return [names[min(1, len(names) - 1)] for names in known]  # ImageNet's first names are WordNet ids
+    return [spoken(names) for names in known]
 
 
 def quick(source: nn.Module) -> dict[str, Any]:
@@ -187,7 +188,9 @@ def main(argv: Sequence[str] | None = None) -> Clone:
             f"--{role}-classes", type=Path, help=f"text file: names of the {role}'s classes, one a line"
         )
     parser.add_argument("--scratch", action="store_true", help="no pretrained weights: train two small networks")
-    parser.add_argument("--thorough", action="store_true", help="try every cut of the source, and train (far slower)")
+    parser.add_argument(
+        "--thorough", action="store_true", help="search the source for the cut too, and train (far slower)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     started = time.perf_counter()
     try:

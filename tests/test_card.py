@@ -195,7 +195,8 @@ class TestBody:
         found = page(described)
         for row in (
             "| the target's classes | 92.0 % | 91.2 % |",
-            "| the cloned classes | 100.0 % | 87.5 % |",
+            "| the cloned classes (alone: among them only) | 100.0 % | 87.5 % |",
+            "| the cloned classes (alone: among all the source's) | not measured | 87.5 % |",
             "| both, weighted by numbers of classes | not measured | 89.4 % |",
             "| target images diverted to the clone | not measured |",
             "| change of the target's answers (KL, nats) | 0.012 |",
@@ -205,6 +206,22 @@ class TestBody:
         ):
             assert row in found
         assert f"Written by pnc_hub {pnc_hub.__version__}." in found
+
+    def test_one_class_is_not_several_and_the_source_alone_has_no_choice(self, clone_folder):
+        clone = Clone.from_pretrained(clone_folder)
+        assert "# 3 classes cloned from" in card.render(clone)
+        clone.config.adapters[0].metrics = dict(METRICS)
+        clone.config.classes = clone.config.classes[:1]
+        assert "# 1 class cloned from" in card.render(clone)
+        assert "| the cloned classes (alone: among them only) | nothing to choose among | 87.5 % |" in card.render(
+            clone
+        )
+
+    def test_in_regime_r2_other_images_are_called_that(self, clone_folder):
+        clone = Clone.from_pretrained(clone_folder)
+        clone.config.adapters[0].metrics = {**METRICS, "missed": 0.1, "diverted": 0.062, "regime": "R2", "ori": None}
+        assert "| images of other classes diverted to clone | 6.2 % |" in card.render(clone)
+        assert "6.2 % of other images get a new class." in card.render(clone)
 
     def test_where_it_fits_and_whose_licences(self, page):
         def change(config):
@@ -223,6 +240,13 @@ class TestBody:
     def test_how_to_attach_it(self, page, clone_folder):
         assert 'timm.create_model("hf-hub:timm/mobilenetv2_035.ra", pretrained=True)' in page(described)
         clone = Clone.from_pretrained(clone_folder)
+        made_for = clone.config.adapters[0].target
+        made_for.hub_id = None
+        assert (
+            f"model = ...  # the {made_for.architecture} with {made_for.num_classes} classes that this clone was made for; its"
+            " weights are not on the Hub\n"
+        ) in card.render(clone)
+        assert "timm.create_model" not in card.render(clone)
         assert 'pnc_hub.attach(model, "user/name@<commit>")' in card.render(clone)
         assert 'pnc_hub.attach(model, "ann/birds@<commit>")' in card.render(clone, "ann/birds")
         for file, digest in clone.recorded.items():

@@ -3,6 +3,7 @@
 import io
 import sys
 import warnings
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import matplotlib
@@ -82,7 +83,7 @@ def test_nothing_measured_no_figure(saved_clone, metrics):
 
 def test_another_adapter_has_figures_of_its_own(clone):
     first, universal = clone.config.adapters
-    other = type(first)("vit-1", first.target, first.insertion, "adapters/vit-1.safetensors", "", dict(first.metrics))
+    other = replace(first, name="vit-1", file="adapters/vit-1.safetensors", sha256="", metrics=dict(first.metrics))
     clone.config.adapters = [first, other, universal]
     assert [name for name in figures.names(clone) if "vit-1" in name] == [
         "figures/insertion-vit-1.png",
@@ -107,6 +108,59 @@ def test_numbers_beside_a_figure_are_those_measured(clone):
     assert ("the target's class 6 taken for bee", "", "", "1 image") in tables["confusion"]
     assert sum(int(row[2]) for row in tables["gate"]) == sum(int(row[3]) for row in tables["gate"]) == 60
     assert sum(int(row[2]) for row in tables["reliability"]) == 100
+
+
+def drawing_of(clone, kind):
+    return next(one for one in figures.drawings(clone.config) if one.name.startswith(kind))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "note"),
+    [
+        ({}, "so that at most 3.0 % of images like those in target_data are diverted, on average."),
+        ({"locality_budget": None}, "where old and new classes together do best"),
+        ({"locality_budget": None, "regime": "R2"}, "with images of other classes of the source"),
+    ],
+)
+def test_it_is_said_how_the_threshold_was_set(clone, metrics, note):
+    clone.config.adapters[0].metrics.update(metrics)
+    drawing = drawing_of(clone, "gate")
+    assert note in drawing.note
+    side = "other" if metrics.get("regime") == "R2" else "old"
+    assert drawing.columns[2] == f"images of {side} classes"
+    assert f"2.0 % of the {side} images" in drawing.alt
+    assert f">images of {side} classes</text>" in drawing.svg()
+    assert drawing_of(clone, "confusion").rows[0][0] == f"images of {side} classes"
+    assert f">{side} classes</text>" in drawing_of(clone, "confusion").svg()
+
+
+def test_a_threshold_that_was_not_calibrated_is_not_said_to_be(clone):
+    found = clone.config.adapters[0].metrics
+    clone.config.adapters[0].metrics = {
+        name: value
+        for name, value in found.items()
+        if not name.startswith("gate.old") and name not in ("locality_budget", "diverted")
+    }
+    assert "it was not calibrated." in drawing_of(clone, "gate").note
+
+
+def test_of_one_class_there_is_one_bar(clone):
+    clone.config.classes = clone.config.classes[:1]
+    drawing = drawing_of(clone, "accuracy")
+    assert drawing.rows[1] == ("cloned classes", "", "87.5 %")
+    assert "92.0 %" in drawing.svg()
+    assert "99.0 %" not in drawing.svg()
+    clone.config.adapters[0].metrics["ori"] = None
+    assert "accuracy" not in kinds(clone)
+
+
+def test_a_bin_that_is_never_right_has_a_mark(clone):
+    def marks():
+        return [len(line.get_xdata()) for line in drawing_of(clone, "reliability").plot().axes[0].lines]
+
+    assert marks() == [0, 2]
+    clone.config.adapters[0].metrics["calibration.7.accuracy"] = 0.0
+    assert marks() == [1, 2]
 
 
 def test_kept_weights_are_those_of_the_module(clone):

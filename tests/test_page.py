@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -17,7 +18,7 @@ from pnc_hub import figures
 from pnc_hub.artifact import Clone
 from pnc_hub.config import CloneConfig
 from pnc_hub.report import ROWS, page
-from pnc_hub.report.photos import KINDS, Photo
+from pnc_hub.report.photos import KINDS, OTHERS, Photo
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 NASTY = "<script>alert(1)</script> \"' onload=x {{ 7 * 7 }} &amp; " + "long" * 30
@@ -106,7 +107,9 @@ def test_all_that_was_measured_is_on_it(clone):
         "the target alone: 92.0 %",
         "the budget was 3.0 %",
         "5% of the source's 1,168,951",
-        "60 images of new",
+        "60 images of new classes and 1,234 of old classes",
+        "the source alone: 99.0 %",
+        "Old images answered as new",
     ):
         assert words in found.text
 
@@ -161,6 +164,31 @@ def test_photos_are_shown_before_and_after(clone):
     ] * 3
     assert all(title in found.text for title in KINDS.values())
     assert "before heron 61 % after stork 90 %" in found.text
+    assert "61\N{NO-BREAK SPACE}%" in found.words
+
+
+def test_images_of_other_classes_are_called_that(clone):
+    """Regime R2: no image of the target was seen."""
+    vars(clone)["photos"] = photos()
+    clone.config.adapters[0].metrics.update(regime="R2", ori=None, locality_budget=None)
+    found = read(clone.report)
+    for words in (
+        "Other images answered as new",
+        "1,234 of other classes",
+        "images of other classes of the source",
+        OTHERS,
+    ):
+        assert words in found.text
+    for words in ("Old images", "images of old classes", "of old images", KINDS["diverted"], "target images"):
+        assert words not in found.text
+
+
+def test_of_one_class_the_source_alone_says_nothing(clone):
+    clone.config.classes = clone.config.classes[:1]
+    found = read(clone.report)
+    assert "the target alone: 92.0 %" in found.text
+    assert "the source alone:" not in found.text
+    assert "cloned classes 87.5 % with the clone" in figures.drawings(clone.config)[0].alt
 
 
 def test_without_photos_it_says_why(clone):
@@ -191,7 +219,7 @@ def test_a_target_that_did_not_come_back_is_not_hidden(clone):
 def test_targets_that_it_was_ported_to_have_their_figures_and_table(clone):
     first, universal = clone.config.adapters
     metrics = {**{name: value for name, value in first.metrics.items() if name.startswith("curve")}, "agreement": 0.956}
-    other = type(first)("vit-1", first.target, first.insertion, "adapters/vit-1.safetensors", "", metrics)
+    other = replace(first, name="vit-1", file="adapters/vit-1.safetensors", sha256="", metrics=metrics)
     clone.config.adapters = [first, other, universal]
     found = read(clone.report)
     assert "Insertion points of vit-1" in found.text

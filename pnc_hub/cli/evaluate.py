@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from pnc_hub.cli import common, completion, models
+from pnc_hub.errors import DataError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,6 +79,12 @@ def evaluate(
         own = open_dataset(target_data)
         sides.append(Images(own, wants, relabel_target(target, own, read.labels)))
     counts = [len(side) for side in sides]
+    for count, place, whose in zip(counts, (data, target_data), ("that the clone adds", "of the model"), strict=False):
+        if not count:
+            raise DataError(
+                f"no photo in {place!r} shows a class {whose}; its folders are to be named as these (those named as cloned"
+                " classes are not taken for the model's)"
+            )
     found = _measured(target.to(common.device(device)), read, sides, batch_size, workers)
     measured = {name: found[name] for name in (*(row[0] for row in _ROWS), "avg_u", "kl")}
     photos = dict(zip(("cloned", "target"), [*counts, 0], strict=False))

@@ -97,14 +97,14 @@ def clone(
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Learn a clone of classes of a source for a target.
+    """Learn a clone of classes of a source for a target.
 
     \b
     pnc-hub clone --source hf-hub:user/bird-classifier --target resnet50.a1_in1k
       --classes birds.txt --data photos/ --output clone-birds/
 
     Neither model is changed. Options that are not given are chosen by the method; what they came to is in the report.
-    """
+    """  # noqa: D301  (the backslash is for click, which takes it for: keep these lines)
     from pnc_hub.cloning import clone as learn
     from pnc_hub.cloning.named import named_arguments
 
@@ -202,6 +202,6 @@ def _write(clone: Clone, output: Path, page: Path | None, as_json: bool) -> None
 def _next(clone: Clone, folder: Path) -> Iterable[str]:
     """What can be done with it now."""
     target, name = clone.config.adapters[0].target, shlex.quote(str(folder))
-    if target is not None and target.hub_id:  # else the model has to be named, and its user knows best how
-        yield f"Try it: pnc-hub predict --clone {name} PHOTO"
+    model = "" if target is not None and target.hub_id else " --model TARGET"
+    yield f"Try it: pnc-hub predict --clone {name}{model} PHOTO"
     yield f"Publish it: pnc-hub publish {name} USER/NAME"

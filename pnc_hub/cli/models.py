@@ -71,7 +71,9 @@ class Model:
 
     def hub_id(self, model: nn.Module) -> str | None:
         """Where the weights are on the Hub, if that is where they came from."""
-        return None if self.checkpoint else _cfg(model).get("hf_hub_id")
+        # a folder may hold the configuration of what its weights were made from
+        at_hand = self.checkpoint is not None or str(self.name).startswith("local-dir:")
+        return None if at_hand else _cfg(model).get("hf_hub_id")
 
     def or_target_of(self, clone: Clone) -> Model:
         """This one; where it has no name, the first target that ``clone`` was made for.
@@ -150,7 +152,8 @@ def timm_model(name: str, role: str = "model", **options: Any) -> nn.Module:
                 f" or another size, say so, as in --{role}-args '{{\"num_classes\": 10}}'"
             ) from error
         raise kind(
-            f"timm can not make {name!r} ({said}); give a name that timm.list_models() lists, or hf-hub:user/name"
+            f"timm can not make {name!r} ({said}); give a name that timm.list_models() lists, hf-hub:user/name or"
+            " local-dir:FOLDER"
         ) from error
 
 

@@ -118,7 +118,7 @@ def _own_labels(model: nn.Module, given: list[str] | None) -> list[str]:
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     from pnc_hub.classifier import as_classifier
-    from pnc_hub.labels import class_names
+    from pnc_hub.labels import class_names, spoken
 
     count = as_classifier(model).num_classes
     if given is not None:
@@ -127,7 +127,7 @@ def _own_labels(model: nn.Module, given: list[str] | None) -> list[str]:
         return given
     known = class_names(model, count)
     if known:
-        return [names[min(1, len(names) - 1)] for names in known]  # after the synset, if there is one
+        return [spoken(names) for names in known]
     subset = infer_imagenet_subset(model)
     if subset and count > 1000:  # those larger numbers of classes are nobody else's
         info = ImageNetInfo(subset)

@@ -82,7 +82,7 @@ def class_names_of(target: nn.Module, shown: Any) -> list[str] | None:
     count = int(as_classifier(target).num_classes)
     known = names_of_models.class_names(target, count)
     if known is not None:
-        return [names[min(1, len(names) - 1)] for names in known]
+        return [names_of_models.spoken(names) for names in known]
     names = None if shown is None else class_names(shown)
     return names if names is not None and len(names) == count else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from numbers import Integral
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from pnc_hub import checks, labels
 from pnc_hub.classifier import as_classifier
+from pnc_hub.cloning.photos import Photos, readable
 from pnc_hub.cloning.streams import Streamed
 from pnc_hub.errors import DataError, ImageError, PncHubError, SourceError
 from pnc_hub.labels import same_label
@@ -39,7 +41,7 @@ class Images(Dataset[Any]):
         self.dataset, self.preprocess = dataset, preprocess
         given = [UNLABELLED] * len(dataset) if relabel is None else _labels(dataset)
         relabel = {UNLABELLED: UNLABELLED} if relabel is None else relabel
-        self.indices = [index for index, label in enumerate(given) if label in relabel]
+        self.indices = readable(dataset, [index for index, label in enumerate(given) if label in relabel])
         self.labels = [relabel[given[index]] for index in self.indices]
         self.transform = _transform(preprocess)
 
@@ -109,15 +111,15 @@ def _failing(what: str, read: Any, *arguments: Any) -> Any:
 
 
 def _opened(name: str) -> Any:
-    from timm.data import ImageDataset, create_dataset
+    from timm.data import create_dataset
     from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
     path = Path(name)
     if (path.is_file() and path.suffix == ".tar") or (path.is_dir() and any(path.glob("*.tar"))):
         # without its cache, which it writes beside the data
-        return ImageDataset(name, reader=ReaderImageInTar(name, cache_tarinfo=False))
+        return Photos.of(name, reader=ReaderImageInTar(name, cache_tarinfo=False))
     if path.is_dir():
-        return ImageDataset(name)
+        return Photos.of(name)
     kind, _, rest = name.partition("/")
     if kind.lower() not in READERS or not rest:
         raise DataError(
@@ -250,18 +252,18 @@ def _plain(value: Any) -> Any:
 
 def _resolve(entry: Any, known: list[tuple[str, ...]] | None, source: nn.Module, count: int) -> tuple[str, int]:
     if isinstance(entry, int):
-        return (
-            known[entry][-1 if len(known[entry]) == 1 else 1] if known and 0 <= entry < count else str(entry)
-        ), entry
+        return (labels.spoken(known[entry]) if known and 0 <= entry < count else str(entry)), entry
     if not isinstance(entry, str):
         raise SourceError(f"a class is named by its label or its index, received {entry!r:.80}")
     same = [index for index, names in enumerate(known or []) if same_label(entry) in map(same_label, names)]
     if len(same) != 1:
-        first = ", ".join(names[0] for names in (known or [])[:20])
-        have = f"its classes are {first}" if known else "it does not record the names of its classes"
+        close = difflib.get_close_matches(entry, [name for names in known or [] for name in names], 3, 0.7)
+        first = ", ".join(map(labels.spoken, (known or [])[:10]))
+        have = f"its classes are {first} ..." if known else "it does not record the names of its classes"
         raise SourceError(
-            f"{entry!r} names {len(same)} of the {count} classes of {type(source).__name__}: {have}. Give a mapping from"
-            " label to class index, as in classes={'heron': 131}"
+            f"{entry!r} names {len(same)} of the {count} classes of {type(source).__name__}:"
+            f" {f'did you mean {close[0]!r}?' if close else f'{have}.'} Or give a mapping from label to class index, as in"
+            " classes={'heron': 131}"
         )
     return entry, same[0]
 

@@ -144,7 +144,7 @@ def clone(
     if source_args is None and isinstance(source, str):
         source_args = named_arguments(source)
     source, source_id, license = named_model(source, source_id, license)
-    target, target_id, _ = named_model(target, target_id, None)
+    target, target_id, _ = named_model(target, target_id, None, TargetError)
     _check(source, target)
     if attachment.attachments(source):
         source = copy.deepcopy(source)

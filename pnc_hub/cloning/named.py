@@ -11,21 +11,26 @@ from timm.models import load_model_config_from_hf, parse_model_name
 from torch import nn
 
 from pnc_hub.classifier import as_classifier
-from pnc_hub.errors import SourceError
+from pnc_hub.errors import PncHubError, SourceError
 
 
 def named_model(
-    model: nn.Module | str, hub_id: str | None, license: str | None
+    model: nn.Module | str, hub_id: str | None, license: str | None, kind: type[PncHubError] = SourceError
 ) -> tuple[nn.Module, str | None, str | None]:
-    """(model, Hub id, licence); one that is given by name is loaded, pretrained, and told what timm knows of it."""
+    """(model, Hub id, licence); one that is given by name is loaded, pretrained, and told what timm knows of it.
+
+    Raises:
+        SourceError: timm can not load it; ``kind``, if another is given.
+    """
     if not isinstance(model, (str, Path)):
         return model, hub_id, license
     try:
         loaded = timm.create_model(str(model), pretrained=True)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise SourceError(
-            f"timm can not load {str(model)!r} ({error}). Give a name that timm.list_pretrained() has, hf-hub:user/name, or a"
-            " model"
+    except Exception as error:  # timm, torch, safetensors and the Hub's client each raise errors of their own
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        raise kind(
+            f"timm can not load {str(model)!r} ({said}). Give a name that timm.list_pretrained() has, hf-hub:user/name,"
+            " local-dir:folder, or a model"
         ) from error
     cfg: dict[str, Any] = as_classifier(loaded).pretrained_cfg or {}
     # a folder may hold the configuration of what its weights were made from
@@ -47,7 +52,8 @@ def named_arguments(name: str) -> dict[str, Any]:
             arguments = json.loads((Path(place) / "config.json").read_text(encoding="utf-8")).get("model_args")
         else:
             return {}
-    except (RuntimeError, OSError, ValueError) as error:
-        raise SourceError(f"the configuration of {name!r} can not be read ({error}); check the name") from error
+    except Exception as error:  # as above
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        raise SourceError(f"the configuration of {name!r} can not be read ({said}); check the name") from error
     # what is read off the model itself
     return {key: value for key, value in (arguments or {}).items() if key not in ("num_classes", "in_chans")}

@@ -42,6 +42,7 @@ from pnc_hub.source import Source
 
 # Images that are looked at; of each side so many make the adapter, which nothing refines later.
 MAX_IMAGES, MAX_RIDGE_IMAGES = 10_000, 1000
+POOR = 0.3  # share of the variance of the source's logits
 PARTS = 4  # an image at least for each part of ``Split``
 
 
@@ -107,7 +108,7 @@ def port(
         raise ValueError(f"batch_size is at least 1, workers and seed at least 0; {batch_size=} {workers=} {seed=}")
     checks.hub_id(target_id)
     clone = open_clone(clone)
-    target, target_id, _ = named_model(target, target_id, None)
+    target, target_id, _ = named_model(target, target_id, None, TargetError)
     target = plan.unwrapped(target)
     plan.check_target(target)
     _check_new(clone, target)
@@ -145,6 +146,12 @@ def port(
             "seconds": round(time.perf_counter() - started, 2),
         }
         bar.update()
+        if learned.match < POOR:
+            warnings.warn(
+                f"the adapter reproduces {max(0.0, learned.match):.0%} of what the source says of these images: the clone will"
+                " hardly work with this target; give more images, or a target that sees what the source does",
+                stacklevel=2,
+            )
     everywhere: list[Clone] = broadcast_object_list([result])
     return everywhere[0]
 

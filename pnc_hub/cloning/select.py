@@ -84,9 +84,12 @@ def best_clone(
     """
     pairs = search_pairs(networks, fixed)
     fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES // 2) for part in ("fit", "choose"))
+    bar.set_description(f"fit adapters to {len(pairs)} pairs of places")
     candidates = stitch.search(networks, batches.accelerator, fit, held_out, pairs, batches.seed)
+    bar.set_description(f"judge {len(candidates)} places")
     reject = _reject_rows(networks, batches)
     places = insertion_curve(networks, batches, candidates, reject)
+    bar.set_description("prune and repair")
     trials = _trials(networks, batches, places, reject, size)
     by_candidate = {id(trial.place.candidate): trial for trial in trials}
     trials = []
@@ -96,6 +99,7 @@ def best_clone(
     steps = max(1, len(batches.mixed("fit", shuffle=True)))
     rounds = _rounds(len(trials), recipe.epochs, steps)
     bar.total = sum(min(most, len(trials)) * round(epochs * steps) for most, epochs in rounds)
+    bar.set_description("train")
     for most, epochs in rounds:
         trials = sorted(trials, key=lambda trial: -trial.score)[:most]  # the first time in the order they have
         for trial in trials:

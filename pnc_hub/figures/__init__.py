@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pnc_hub.figures import plots, theme
 from pnc_hub.figures.layers import kept_layers
-from pnc_hub.figures.series import Confusion, Curve, Histogram, Reliability, Row, curve_metrics, number
+from pnc_hub.figures.series import Confusion, Curve, Histogram, Reliability, Row, curve_metrics, number, others
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def drawings(config: CloneConfig) -> list[Drawing]:
     """What there is to be drawn of a clone; none of it is drawn yet."""
     metrics = config.adapters[0].metrics
     found = [
-        _accuracy(metrics),
+        _accuracy(metrics, len(config.labels)),
         *(drawing for adapter in config.adapters for drawing in (_insertion(adapter), _gate(adapter))),
         _confusion(metrics, config.labels),
         _reliability(metrics),
@@ -92,22 +92,28 @@ def drawings(config: CloneConfig) -> list[Drawing]:
     return [drawing for drawing in found if drawing is not None]
 
 
-def _accuracy(metrics: Mapping[str, Any]) -> Drawing | None:
+def _accuracy(metrics: Mapping[str, Any], count: int) -> Drawing | None:
     measured = {
         "target's classes": (number(metrics, "target_alone"), number(metrics, "ori")),
         "cloned classes": (number(metrics, "source_alone"), number(metrics, "tar")),
     }
-    pairs = {
+    pairs: dict[str, tuple[float | None, float]] = {
         name: (alone, joint) for name, (alone, joint) in measured.items() if alone is not None and joint is not None
     }
-    if not pairs:
+    if count == 1 and "cloned classes" in pairs:  # nothing to choose among, so the source is right by definition
+        pairs["cloned classes"] = (None, pairs["cloned classes"][1])
+    if all(alone is None for alone, _ in pairs.values()):
         return None
-    rows = tuple((name, _percent(alone), _percent(joint)) for name, (alone, joint) in pairs.items())
+    rows = tuple(
+        (name, "" if alone is None else _percent(alone), _percent(joint)) for name, (alone, joint) in pairs.items()
+    )
     return Drawing(
         "accuracy",
         "Accuracy before and after",
         "Accuracy before and after: "
-        + "; ".join(f"{name} {alone} alone, {joint} with the clone" for name, alone, joint in rows),
+        + "; ".join(
+            f"{name} {f'{alone} alone, ' if alone else ''}{joint} with the clone" for name, alone, joint in rows
+        ),
         "On held-out images. With the clone, every image is answered among old and new classes together.",
         partial(plots.accuracy, pairs),
         ("accuracy on", "alone", "with the clone"),
@@ -147,26 +153,40 @@ def _gate(adapter: AdapterConfig) -> Drawing | None:
     histogram = Histogram.of(adapter.metrics)
     if histogram is None:
         return None
-    budget = number(adapter.metrics, "locality_budget")
+    budget, other = number(adapter.metrics, "locality_budget"), others(adapter.metrics)
     edges = histogram.edges()
     crossed = [number(adapter.metrics, "missed"), number(adapter.metrics, "diverted")]
     told = [
         f"{_percent(share)} of the {side} images are on the wrong side"
-        for share, side in zip(crossed, ("new", "old"), strict=True)
+        for share, side in zip(crossed, ("new", other), strict=True)
         if share is not None
     ]
     chosen = "The threshold was set where old and new classes together do best on images that were kept for it."
-    if budget is not None:
-        chosen = f"The threshold was set so that at most {_percent(budget)} of the target's images are diverted."
+    if not any(histogram.old):
+        chosen = (
+            "No images of other classes were there, so the threshold is where both networks' answers stand side by side; it was"
+            " not calibrated."
+        )
+    elif budget is not None:
+        chosen = (
+            f"The threshold was set so that at most {_percent(budget)} of images like those in target_data are diverted, on"
+            " average."
+        )
+    elif other == "other":
+        chosen = (
+            "The threshold was set with images of other classes of the source, where they and new classes together do best on"
+            " images that were kept for it; no image of the target's classes was seen."
+        )
     return Drawing(
         f"gate-{adapter.name}",
         f"The gate of {adapter.name}",
-        f"Histogram of the gate of {adapter.name}. " + ", ".join(told or ["Old and new images by log-odds"]),
+        f"Histogram of the gate of {adapter.name}. "
+        + ", ".join(told or [f"{other.capitalize()} and new images by log-odds"]),
         "How far the best new class is ahead of the best old one. Right of the threshold the answer is a new class. "
         + chosen
         + " The outermost bars hold what lies beyond them too.",
-        partial(plots.gate, histogram, budget),
-        ("log-odds from", "to", "images of old classes", "images of new classes"),
+        partial(plots.gate, histogram, budget, other),
+        ("log-odds from", "to", f"images of {other} classes", "images of new classes"),
         tuple(
             (f"{edges[place]:.2f}", f"{edges[place + 1]:.2f}", str(histogram.old[place]), str(histogram.new[place]))
             for place in range(len(histogram.new))
@@ -178,20 +198,21 @@ def _confusion(metrics: Mapping[str, Any], labels: tuple[str, ...]) -> Drawing |
     found = Confusion.of(metrics, len(labels))
     if found is None or found.new is None:
         return None
-    sides = [("images of old classes", found.old), ("images of new classes", found.new)]
+    other = others(metrics)
+    sides = [(f"images of {other} classes", found.old), ("images of new classes", found.new)]
     rows = [_confused(label, row) for label, row in (*sides, *((labels[at], row) for at, row in found.classes)) if row]
     pairs = [(f"{labels[new]} taken for the target's class {old}", count) for new, old, count in found.new_to_old]
     pairs += [(f"the target's class {old} taken for {labels[new]}", count) for old, new, count in found.old_to_new]
     rows += [(label, "", "", f"{count} image{'s'[: count > 1]}") for label, count in pairs]
-    kept = f" {_percent(found.old.crossed)} of old images get a new class." if found.old else ""
+    kept = f" {_percent(found.old.crossed)} of {other} images get a new class." if found.old else ""
     return Drawing(
         "confusion",
-        "Old and new classes side by side",
+        f"{other.capitalize()} and new classes side by side",
         f"{_percent(found.new.right)} of the images of new classes are right, {_percent(found.new.crossed)} get an old class."
         + kept,
         "Where held-out images end up when all classes are answered together. Single classes are those of the clone that do"
         " worst.",
-        partial(plots.confusion, found, labels),
+        partial(plots.confusion, found, labels, other),
         ("images of", "right", "another of the same side", "one of the other side"),
         tuple(rows),
     )

@@ -15,16 +15,16 @@ _LINE = 0.2  # inches of height for a line of text
 _LEGEND = (0.1, 0.68)  # room above, and below for an axis with its title and a legend
 
 
-def accuracy(pairs: Mapping[str, tuple[float, float]]) -> Figure:
-    """Old and new classes: the network that knows them alone, and the target with the clone."""
+def accuracy(pairs: Mapping[str, tuple[float | None, float]]) -> Figure:
+    """Old and new classes: the network that knows them alone, if that says something, and the target with the clone."""
     figure, plot = axes(0.55 * len(pairs), pairs, (0.05, 0.5))
     for shift, series, label, colour in (
         (-0.2, 0, "the network that knows them, alone", "old"),
         (0.2, 1, "target with the clone", "new"),
     ):
-        values = [100 * pair[series] for pair in pairs.values()]
-        places = [place + shift for place in range(len(pairs))]
-        bars = plot.barh(places, values, 0.36, label=label, color=COLOURS[colour])
+        values = {place + shift: pair[series] for place, pair in enumerate(pairs.values())}
+        known = {place: 100 * value for place, value in values.items() if value is not None}
+        bars = plot.barh(list(known), list(known.values()), 0.36, label=label, color=COLOURS[colour])
         plot.bar_label(bars, fmt="%.1f %%", padding=3)
     plot.set_yticks(range(len(pairs)), list(pairs))
     plot.set_ylim(len(pairs) - 0.5, -0.5)
@@ -83,9 +83,9 @@ def kept(layers: Mapping[str, tuple[int, int]]) -> Figure:
     return figure
 
 
-def confusion(found: Confusion, labels: Sequence[str]) -> Figure:
-    """For images of old classes, of new ones, and of those that do worst: right, another class, the other side."""
-    rows = [("old classes", found.old), ("new classes", found.new)]
+def confusion(found: Confusion, labels: Sequence[str], others: str) -> Figure:
+    """For images of old or other classes, of new ones, and of those that do worst: right, another class, the other side."""
+    rows = [(f"{others} classes", found.old), ("new classes", found.new)]
     rows += [(_named(labels[at], at), row) for at, row in found.classes]
     known = [(label, row) for label, row in rows if row is not None]
     figure, plot = axes(1.2 * _LINE * len(known), [label for label, _ in known], _LEGEND)
@@ -105,11 +105,11 @@ def confusion(found: Confusion, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def gate(histogram: Histogram, budget: float | None) -> Figure:
+def gate(histogram: Histogram, budget: float | None, others: str) -> Figure:
     """Where images of either side stand, and the line that divides them."""
     figure, plot = axes(2.1, room=_LEGEND)
     for label, colour, counts in (
-        ("images of old classes", "old", histogram.old),
+        (f"images of {others} classes", "old", histogram.old),
         ("images of new classes", "new", histogram.new),
     ):
         if any(counts):
@@ -137,6 +137,8 @@ def reliability(found: Reliability) -> Figure:
     ]
     x, accuracies, images = zip(*shown, strict=True)
     plot.bar(x, accuracies, 0.9 * width, color=COLOURS["new"], label="accuracy")
+    never = [centre for centre, right, _ in shown if not right]  # a bar of no height would look like no images
+    plot.plot(never, [0] * len(never), color=COLOURS["new"], linestyle="", marker="o", markersize=5, clip_on=False)
     plot.plot((0, 100), (0, 100), color=COLOURS["harm"], linestyle="--", linewidth=1.4, label="as sure as right")
     plot.set_ylabel("right (%)")
     plot.set_ylim(0, 104)

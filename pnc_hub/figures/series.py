@@ -25,6 +25,16 @@ def number(metrics: Mapping[str, Any], name: str) -> float | None:
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
+def others(metrics: Mapping[str, Any]) -> str:
+    """What images of no cloned class show: "old" classes, those of the target, or in regime R2 "other" ones of the source.
+
+    Example:
+        >>> others({"regime": "R2"}), others({"regime": "R4"})
+        ('other', 'old')
+    """
+    return "other" if metrics.get("regime") == "R2" else "old"
+
+
 @dataclass(frozen=True)
 class Place:
     """What a clone in closed form does at one insertion point of the target, with the cut that is best there."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pnc_hub.figures.series import number, others
 from pnc_hub.report.photos import Photo
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class Report:
         return self.metrics[name]
 
     def __str__(self) -> str:
-        lines = [f"Clone of {len(self.labels)} classes: {', '.join(self.labels)}", *_lines(self.metrics, ROWS)]
+        lines = [f"Clone of {classes(len(self.labels))}: {', '.join(self.labels)}", *_lines(self.metrics, ROWS)]
         for name, metrics in self.ported.items():
             lines += [f"Ported to {name}", *_lines(metrics, PORTED_ROWS)]
         return "\n".join(lines)
@@ -91,7 +93,8 @@ ROWS = (
     ("cut", "source cut after", "text"),
     ("target_alone", "target alone, its own classes", "percent"),
     ("ori", "with the clone, the target's classes (Ori)", "percent"),
-    ("source_alone", "source alone, the cloned classes", "percent"),
+    ("source_alone", "source alone, among the cloned classes", "percent"),
+    ("source_alone_among_all", "source alone, among all its classes", "percent"),
     ("tar", "with the clone, the cloned classes (Tar)", "percent"),
     ("avg", "both, weighted by numbers of classes (Avg)", "percent"),
     ("diverted", "target images diverted to the clone", "percent"),
@@ -121,6 +124,22 @@ PORTED_ROWS = (
 )
 
 
+def rows_of(metrics: Mapping[str, Any], rows: tuple[tuple[str, str, str], ...] = ROWS) -> list[tuple[str, str, str]]:
+    """(name, text, kind) of ``rows`` as they are to be called for ``metrics``: in regime R2 no image of the target was seen."""
+    renamed = {"diverted": "images of other classes diverted to clone"} if others(metrics) == "other" else {}
+    return [(name, renamed.get(name, text), kind) for name, text, kind in rows]
+
+
+def classes(count: int) -> str:
+    """So many of them.
+
+    Example:
+        >>> classes(1), classes(2)
+        ('1 class', '2 classes')
+    """
+    return f"{count:,} class{'es' if count != 1 else ''}"
+
+
 def shown(value: Any, kind: str) -> str:
     """A measurement as text; ``kind`` is that of its row in ``ROWS``."""
     if value is None:
@@ -135,4 +154,7 @@ def shown(value: Any, kind: str) -> str:
 
 
 def _lines(metrics: dict[str, Any], rows: tuple[tuple[str, str, str], ...]) -> list[str]:
-    return [f"  {text:<44}{shown(metrics.get(name), kind)}" for name, text, kind in rows]
+    new, old = number(metrics, "held_out.new"), number(metrics, "held_out.old")
+    more = "" if old is None else f" and {old:,.0f} of {others(metrics)}"
+    told = [] if new is None else [f"  measured on {new:,.0f} image{'s' if new != 1 else ''} of new{more} classes"]
+    return told + [f"  {text:<44}{shown(metrics.get(name), kind)}" for name, text, kind in rows_of(metrics, rows)]

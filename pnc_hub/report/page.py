@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pnc_hub import figures
 from pnc_hub.figures import theme
-from pnc_hub.figures.series import number
-from pnc_hub.report import PORTED_ROWS, ROWS, Report, shown
-from pnc_hub.report.photos import KINDS
+from pnc_hub.figures.series import number, others
+from pnc_hub.report import PORTED_ROWS, ROWS, Report, rows_of, shown
+from pnc_hub.report.photos import KINDS, OTHERS
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -41,15 +41,17 @@ def render(report: Report) -> str:
     config, drawn = report.config, figures.can_draw()
     drawings = [(drawing, drawing.svg() if drawn else None) for drawing in figures.drawings(config)]
     targets = [adapter.target for adapter in config.adapters if adapter.target is not None]
-    photos = [(title, [photo for photo in report.photos if photo.kind == kind]) for kind, title in KINDS.items()]
+    titles = {**KINDS, "diverted": OTHERS} if others(report.metrics) == "other" else KINDS
+    photos = [(title, [photo for photo in report.photos if photo.kind == kind]) for kind, title in titles.items()]
     return _template().render(
         labels=report.labels,
         named=report.labels[:MOST_NAMED],
         source=config.source.hub_id or config.source.architecture,
         target=next((target.hub_id or target.architecture for target in targets), None) or "a classifier",
-        tiles=_tiles(report.metrics),
+        tiles=_tiles(report.metrics, len(report.labels)),
         restored=report.metrics.get("restored"),
         held_out=[number(report.metrics, f"held_out.{side}") for side in ("new", "old")],
+        others=others(report.metrics),
         drawings=drawings,
         drawn=drawn,
         photos=[(title, found) for title, found in photos if found],
@@ -62,15 +64,15 @@ def render(report: Report) -> str:
     )
 
 
-def _tiles(metrics: Mapping[str, Any]) -> list[Tile]:
-    """What a reader wants to know first; what was not measured is left out."""
+def _tiles(metrics: Mapping[str, Any], count: int) -> list[Tile]:
+    """What a reader wants to know first; what was not measured, or is true by definition of one class, is left out."""
     alone = {"ori": ("target_alone", "the target alone"), "tar": ("source_alone", "the source alone")}
     tiles = []
     for key, title in (("ori", "Old classes, with the clone"), ("tar", "New classes, with the clone")):
         before, who = number(metrics, alone[key][0]), alone[key][1]
-        note = "" if before is None else f"{who}: {shown(before, 'percent')}"
+        note = "" if before is None or (key == "tar" and count == 1) else f"{who}: {shown(before, 'percent')}"
         tiles.append((key, title, "percent", note))
-    tiles.append(("diverted", "Old images that moved", "percent", _budget(metrics)))
+    tiles.append(("diverted", f"{others(metrics).capitalize()} images answered as new", "percent", _budget(metrics)))
     whole, kept = number(metrics, "source_parameters"), number(metrics, "kept_parameters")
     share = f"{kept / whole:.0%} of the source's {whole:,.0f}" if whole and kept is not None else ""
     tiles.append(("kept_parameters", "Parameters added", "count", share))
@@ -87,7 +89,7 @@ def _budget(metrics: Mapping[str, Any]) -> str:
 
 
 def _rows(metrics: Mapping[str, Any], rows: tuple[tuple[str, str, str], ...]) -> list[tuple[str, str]]:
-    return [(text, shown(metrics.get(name), kind)) for name, text, kind in rows]
+    return [(text, shown(metrics.get(name), kind)) for name, text, kind in rows_of(metrics, rows)]
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,8 @@ KINDS = {
     "missed": "Photos of new classes that the target still answers",
     "diverted": "Photos of old classes that moved to a new class",
 }
+# Of the last kind, where no image of the target was seen but those of the source's other classes (regime R2).
+OTHERS = "Photos of other classes that got a new class"
 
 
 @dataclass(frozen=True)

@@ -61,3 +61,13 @@ def test_photos_of_something_else(tmp_path, photos, model, saved_clone):
     result = run("evaluate", "--clone", saved_clone, *model, "--data", tmp_path / "photos")
     assert result.exit_code == 1
     assert "DataError: no images of class 'ant'" in result.stderr
+
+
+def test_photos_of_cloned_classes_are_none_of_the_models_own(tmp_path, photos, model, saved_clone):
+    cloned = photos / "cloned"
+    for name in pnc_hub.Clone.from_pretrained(saved_clone).labels:
+        shutil.copytree(cloned / name, tmp_path / "alone" / name)
+    asked = ["--clone", saved_clone, *model, "--data", cloned, "--target-data", tmp_path / "alone"]
+    result = run("evaluate", *asked)
+    assert result.exit_code == 1
+    assert "shows a class of the model" in result.stderr

@@ -377,3 +377,22 @@ def test_labels_of_the_targets_images(nameless, named):
     assert relabel_target(named, all_seven, []) == {index: 6 - index for index in range(7)}
     assert relabel_target(named, others, []) == {0: -1, 1: -1}
     assert relabel_target(named, some, ["bee"]) == {0: 3}  # an image of a cloned class is no example of another
+
+
+def test_files_that_are_no_photos_are_left_out_and_take_no_others_place(tmp_path):
+    root = folder(tmp_path / "photos", cat=2, dog=2)
+    (root / "cat" / "zzz.jpg").write_text("no photo")
+    opened = open_dataset(str(root))
+    with pytest.warns(UserWarning, match=r"1 of 5 photos can not be read and are left out: '.*zzz\.jpg'$"):
+        shown = Images(opened, COLOUR, {0: 0, 1: 1})
+    assert shown.labels == [0, 0, 1, 1]
+    levels = [round(float(image.mean() * 0.25 + 0.5) * 255) for image, _ in shown]
+    assert levels == [0, 40, 0, 40]
+
+
+def test_a_photo_that_ends_early_is_named(tmp_path):
+    root = folder(tmp_path / "photos", cat=2)
+    path = sorted((root / "cat").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:45])
+    with pytest.raises(DataError, match=f"{path.name}.*mend it or take it out"):
+        Images(open_dataset(str(root)), COLOUR, {0: 0})[0]
