@@ -89,7 +89,7 @@ class Compatibility:
         }
         measured = [
             (text, report.shown(self.metrics[key], kind))
-            for key, text, kind in _MEASURED.values()
+            for key, text, kind in report.rows_of(self.metrics, _MEASURED)
             if key in self.metrics
         ]
         more = [*measured, *((f"not {name}", reason) for name, reason in self.others.items())]
@@ -99,7 +99,8 @@ class Compatibility:
 
 
 # What the size of the module and the place of the insertion are is found out, not believed.
-_MEASURED = {row[0]: row for row in (*report.PORTED_ROWS, *report.ROWS) if row[2] == "percent" or row[0] == "auroc"}
+_ROWS = {row[0]: row for row in (*report.PORTED_ROWS, *report.ROWS)}
+_MEASURED = tuple(row for row in _ROWS.values() if row[2] == "percent" or row[0] == "auroc")
 
 
 def check(

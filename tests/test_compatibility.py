@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -286,6 +287,12 @@ class TestAnswer:
         assert found.metrics == measured
         for text in ("87.5 %", "not measured", "yes", "3 classes: ant, bee, wasp", f"{found.macs:,}"):
             assert text in str(found)
+
+    @pytest.mark.parametrize(("regime", "whose"), [("R2", "images of other classes"), ("R4", "target images")])
+    def test_whose_images_were_diverted(self, target, clone_folder, regime, whose):
+        measured = {"diverted": 0.0625, "regime": regime}
+        edit(clone_folder, lambda config: config["adapters"][0].update(metrics=measured))
+        assert re.search(rf"{whose} diverted.* 6\.2 %", str(pnc_hub.check(target, clone_folder)))
 
     def test_it_can_be_written_as_json(self, target, clone_folder):
         found = pnc_hub.check(MODELS["two of the names"](copy.deepcopy(target)), clone_folder)
