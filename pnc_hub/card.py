@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pnc_hub import catalogue, checks, figures, report
+from pnc_hub import catalogue, checks, figures, hub, report
 from pnc_hub.config import LIBRARY_NAME, AdapterConfig, CloneConfig
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ _LICENSES = {
     "cc-by-nc-4.0",
     "cc0-1.0",
 }
-_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*/[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
 def render(clone: Clone, repo_id: str | None = None) -> str:
@@ -66,7 +65,7 @@ def metadata(clone: Clone) -> Any:
         license_name=None if license_name in _LICENSES else license_name,
         base_model=models or None,
         base_model_relation="adapter" if models else None,
-        datasets=[name for name in _datasets(config) if _HUB_ID.fullmatch(name)] or None,
+        datasets=[name for name in _datasets(config) if hub.is_repo_id(name)] or None,
         metrics=["accuracy"],
         model_name=f"Clone of {config.source.architecture}" if results else None,
         eval_results=results or None,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from reading import Raw, TensorImages
 from timm.data import create_transform
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from pnc_hub.cloning.evaluate import accuracy, measure
 from pnc_hub.errors import DataError
 from pnc_hub.fingerprint import state_digest
 from pnc_hub.labels import same_label
+from pnc_hub.pictures import UNREADABLE, upright
 from pnc_hub.preprocess import Preprocess, Reprocess
 
 FEWEST, MOST = 10, 4000  # photos: of a class, and of a folder with all its classes
@@ -97,7 +98,7 @@ def read(folder: Path, preprocess: Preprocess, seed: int = 0, most: int = MOST, 
     def pixels(entry: tuple[Path, int]) -> Tensor | None:
         try:
             return transform(_opened(entry[0], preprocess))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises
+        except UNREADABLE:
             return None
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -197,11 +198,10 @@ def show(target: nn.Module, clone: Clone, names: Sequence[str], *shown: Photos, 
 
 def _opened(path: Path, preprocess: Preprocess) -> Image.Image:
     channels, *sides = preprocess.input_size
-    mode = "L" if channels == 1 else "RGB"
     with Image.open(path) as image:
         # a camera's JPEG has ten times the pixels that are needed: decode no more than twice the side
-        image.draft(mode, (2 * max(sides),) * 2)
-        return ImageOps.exif_transpose(image).convert(mode)  # phones store which way they were held
+        image.draft("L" if channels == 1 else "RGB", (2 * max(sides),) * 2)
+        return upright(image, channels)
 
 
 def _parts(kept: list[tuple[Path, int, Tensor]], classes: list[str], preprocess: Preprocess) -> Photos:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.data import create_transform, get_img_extensions, resolve_model_data_config
 from torch import Tensor, nn
 
 from pnc_hub.errors import DataError
+from pnc_hub.pictures import UNREADABLE, upright
 from pnc_hub.preprocess import Preprocess
 
 BATCH = 16
@@ -42,7 +43,7 @@ class Photos:
         """Nothing is read yet."""
         wants = Preprocess.of(model)  # knows the size and the channels of this very model; timm, those of its weights
         as_built = {"input_size": wants.input_size, "mean": wants.mean, "std": wants.std}
-        self.mode = "L" if wants.input_size[0] == 1 else "RGB"
+        self.channels = wants.input_size[0]
         self.transform = create_transform(**{**resolve_model_data_config(model), **as_built})
         self.files = files
         self.unreadable: dict[Path, str] = {}
@@ -59,8 +60,8 @@ class Photos:
     def _open(self, path: Path) -> Tensor | None:
         try:
             with Image.open(path) as image:
-                upright: Tensor = self.transform(ImageOps.exif_transpose(image).convert(self.mode))
-                return upright
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+                shown: Tensor = self.transform(upright(image, self.channels))
+                return shown
+        except UNREADABLE as error:
             self.unreadable[path] = " ".join(str(error).split())
             return None

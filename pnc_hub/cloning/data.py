@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import ImageOps
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -20,6 +19,7 @@ from pnc_hub.cloning.photos import Photos, readable
 from pnc_hub.cloning.streams import Streamed
 from pnc_hub.errors import DataError, ImageError, PncHubError, SourceError
 from pnc_hub.labels import same_label
+from pnc_hub.pictures import upright
 from pnc_hub.preprocess import Preprocess
 
 UNLABELLED = -1
@@ -63,8 +63,7 @@ class Images(Dataset[Any]):
             return image
         if not hasattr(image, "convert"):
             raise ImageError(f"an image is a PIL image or a tensor, found {type(image).__name__}")
-        upright = ImageOps.exif_transpose(image)  # phones store which way they were held
-        transformed: Tensor = self.transform(upright.convert("L" if self.preprocess.input_size[0] == 1 else "RGB"))
+        transformed: Tensor = self.transform(upright(image, self.preprocess.input_size[0]))
         return transformed
 
 

@@ -10,8 +10,7 @@ from PIL import Image
 from timm.data import ImageDataset
 
 from pnc_hub.errors import DataError
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+from pnc_hub.pictures import UNREADABLE
 
 
 class Photos(ImageDataset):
@@ -22,7 +21,7 @@ class Photos(ImageDataset):
         try:
             image = Image.open(file)
             image.load()
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.name(index)!r} can not be read ({error}); mend it or take it out") from error
         return image, -1 if label is None else label
 
@@ -51,7 +50,7 @@ class Photos(ImageDataset):
         try:
             with self.reader[index][0] as file, Image.open(file):
                 return True
-        except _UNREADABLE:
+        except UNREADABLE:
             return False
 
 
