@@ -5,35 +5,38 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pnc_hub._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from pnc_hub import errors, lock
-    from pnc_hub.artifact import Clone
+    from pnc_hub import errors
     from pnc_hub.attachment import Attachment, attach, attachments, detach
-    from pnc_hub.catalogue import CloneInfo, search
+    from pnc_hub.attachment.check import Compatibility, check
     from pnc_hub.cloning import clone
     from pnc_hub.cloning.port import port
-    from pnc_hub.compatibility import Compatibility, check
-    from pnc_hub.points import InsertionPoint, insertion_points
-
-__version__ = "0.1.0.dev0"
+    from pnc_hub.hub import lock
+    from pnc_hub.hub.clone import Clone
+    from pnc_hub.hub.search import CloneInfo, search
+    from pnc_hub.models.insertion import InsertionPoint
+    from pnc_hub.models.skeleton import insertion_points
 
 _HOME = {
     "Attachment": "attachment",
-    "Clone": "artifact",
-    "CloneInfo": "catalogue",
-    "Compatibility": "compatibility",
-    "InsertionPoint": "points",
+    "Clone": "hub.clone",
+    "CloneInfo": "hub.search",
+    "Compatibility": "attachment.check",
+    "InsertionPoint": "models.insertion",
     "attach": "attachment",
     "attachments": "attachment",
-    "check": "compatibility",
+    "check": "attachment.check",
     "clone": "cloning",
     "detach": "attachment",
     "errors": "errors",
-    "insertion_points": "points",
-    "lock": "lock",
+    "insertion_points": "models.skeleton",
+    "lock": "hub.lock",
     "port": "cloning.port",
-    "search": "catalogue",
+    "search": "hub.search",
 }
+_MODULES = ("errors", "lock")
 
 __all__ = [
     "Attachment",
@@ -58,8 +61,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import pnc_hub`` costs nothing beside torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'pnc_hub' has no attribute {name!r}")
-    module = importlib.import_module(f"pnc_hub.{_HOME[name]}")
-    value = module if name == _HOME[name] else getattr(module, name)
+    home = importlib.import_module(f"pnc_hub.{_HOME[name]}")
+    value = home if name in _MODULES else getattr(home, name)
     globals()[name] = value
     return value
 

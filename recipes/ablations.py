@@ -19,11 +19,13 @@ import torch
 from task import REGIMES, Result, Task
 from torch import Tensor
 
-from pnc_hub.cloning import gate as gates
-from pnc_hub.cloning import localize, select, stitch
-from pnc_hub.cloning.gate import Evidence
+from pnc_hub.cloning.fitting import gate as gates
+from pnc_hub.cloning.fitting import stitch
+from pnc_hub.cloning.fitting.gate import Evidence
+from pnc_hub.cloning.fitting.refine import Recipe
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.refine import Recipe
+from pnc_hub.cloning.pruning import localize
+from pnc_hub.cloning.search import select
 from pnc_hub.module import Gate
 
 Without = Callable[[], AbstractContextManager]
@@ -107,7 +109,7 @@ def anchored() -> AbstractContextManager:
 
 def no_augmentation() -> AbstractContextManager:
     """Refinement on the images as they are."""
-    return patch("pnc_hub.cloning.refine.augmented", lambda images, *_: images)
+    return patch("pnc_hub.cloning.fitting.refine.augmented", lambda images, *_: images)
 
 
 def last_place(task: Task) -> dict[str, str]:

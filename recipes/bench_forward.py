@@ -22,9 +22,9 @@ from untrained import random_model, untrained_clone
 
 import pnc_hub
 from pnc_hub import fusion
-from pnc_hub.artifact import Clone
-from pnc_hub.points import Skeleton
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.hub.clone import Clone
+from pnc_hub.models.preprocess import Preprocess
+from pnc_hub.models.skeleton import Skeleton
 
 LABELS = ("new class 1", "new class 2", "new class 3")
 # target, source, insertion point, cut, share of the tail that pruning leaves

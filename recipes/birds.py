@@ -35,8 +35,8 @@ from tqdm.auto import tqdm
 import pnc_hub
 from pnc_hub import Clone
 from pnc_hub.errors import DataError, PncHubError
-from pnc_hub.fingerprint import state_digest
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.models.fingerprint import state_digest
+from pnc_hub.models.preprocess import Preprocess
 
 # The classes of ImageNet below the synset bird (n01503061) in WordNet 3.0: gallinaceous to perching birds and owls, then
 # grouse to waterfowl, then waders and seabirds. 59 indices in timm's order, which is that of the WordNet ids.

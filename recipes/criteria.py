@@ -9,9 +9,9 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnc_hub.cloning import localize
-from pnc_hub.cloning.localize import Batches, Importance, Loss
-from pnc_hub.cloning.units import Group, Units, masked
+from pnc_hub.cloning.pruning import localize
+from pnc_hub.cloning.pruning.localize import Batches, Importance, Loss
+from pnc_hub.cloning.pruning.units import Group, Units, masked
 
 # Of learning masks.
 RATE, STEPS, BATCH = 0.05, 60, 32

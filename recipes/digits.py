@@ -15,7 +15,7 @@ from reading import TensorImages
 from task import FEW, Task
 from torch import nn
 
-from pnc_hub import demo
+from pnc_hub.cli import demo
 
 MEAN = STD = (0.5,)
 

@@ -10,7 +10,7 @@ from task import Result, Task
 from torch import Tensor
 from torch.nn import functional as F
 
-from pnc_hub.cloning.gate import Evidence
+from pnc_hub.cloning.fitting.gate import Evidence
 
 Said = tuple[Tensor, Tensor, Tensor, Tensor]
 # Two or four numbers are fitted: more images of a class change nothing.

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from training import train
 
-from pnc_hub.cloning import gate as gates
-from pnc_hub.cloning.gate import Evidence
+from pnc_hub.cloning.fitting import gate as gates
+from pnc_hub.cloning.fitting.gate import Evidence
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.compatibility import macs
 from pnc_hub.fusion import new_logits
+from pnc_hub.models.cost import macs
 from pnc_hub.module import Gate
 
 HELD_OUT = 0.1

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import pnc_hub
-from pnc_hub import demo
-from pnc_hub.artifact import Clone
-from pnc_hub.cloning.evaluate import accuracy, measure
+from pnc_hub.cli import demo
+from pnc_hub.cloning.measuring.evaluate import accuracy, measure
+from pnc_hub.hub.clone import Clone
 
 # architecture and constructor arguments, highest learning rate and passes of its training
 FAMILIES: dict[str, tuple[str, dict[str, Any], float, int]] = {

@@ -14,7 +14,7 @@ from task import NotForThisTask, Result, Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnc_hub.points import classifier_name
+from pnc_hub.models.classifier import classifier_name
 
 # DISTILLATION, STIFFNESS and the rate of STILL were compared on C10, seed 1992, by the mean accuracy of both sides on held-out
 # training images, with few steps; the others are usual values.

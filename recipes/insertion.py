@@ -22,8 +22,8 @@ from task import clock
 from torch.utils.data import DataLoader
 
 import pnc_hub
-from pnc_hub import demo
-from pnc_hub.cloning.evaluate import measure
+from pnc_hub.cli import demo
+from pnc_hub.cloning.measuring.evaluate import measure
 from pnc_hub.errors import SourceError
 
 # the last module of each stage

@@ -30,12 +30,14 @@ from real import cloned
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pnc_hub.cloning import localize, repair, stitch
-from pnc_hub.cloning.gate import auroc
-from pnc_hub.cloning.localize import Batches, local_loss
+from pnc_hub.cloning.fitting import ridge
+from pnc_hub.cloning.fitting.gate import auroc
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.compatibility import macs
-from pnc_hub.points import InsertionPoint
+from pnc_hub.cloning.pruning import localize, repair
+from pnc_hub.cloning.pruning.localize import Batches, local_loss
+from pnc_hub.models import cost
+from pnc_hub.models.cost import macs
+from pnc_hub.models.insertion import InsertionPoint
 
 KEPT = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 # Training photos per class to prune on and to choose on.
@@ -102,7 +104,7 @@ def measured(
 ) -> dict:
     """One pruned tail: its size, its loss on photos to choose by, accuracy and AUROC on both sets."""
     started = time.perf_counter()
-    size = localize.parameters(of.tail) + localize.parameters(of.head)
+    size = cost.parameters(of.tail) + cost.parameters(of.head)
     largest = round(kept * size)
     importance = learned(largest, per) if criterion == LEARNED else normalised(CRITERIA[criterion], per)
     importance = remembered(importance, order)
@@ -119,7 +121,7 @@ def measured(
     )
     seconds = time.perf_counter() - started
     both = nn.Sequential(tail, head)
-    found = {"parameters": localize.parameters(both), "whole": size, "seconds": round(seconds, 1)}
+    found = {"parameters": cost.parameters(both), "whole": size, "seconds": round(seconds, 1)}
     found["macs"] = macs(both, of.test[0][:1])
     found["bytes"] = _file_bytes(both)
     found["penultimate"] = head.in_features
@@ -185,11 +187,11 @@ def _halves(images: TensorImages, most: int, seed: int) -> tuple[TensorImages, T
 def _reject_row(teacher: Networks, fit: TensorImages, choose: TensorImages) -> tuple[Tensor, Tensor]:
     moments = []
     for part in (fit, choose):
-        moments.append(stitch.Moments())
+        moments.append(ridge.Moments())
         for images in part.batch(range(len(part)))[0].split(BATCH):
             lesson = teacher.teach(images)
             moments[-1].add(lesson.penultimate, lesson.rejected[:, None])
-    weights = stitch.ridge(*moments).float()
+    weights = ridge.ridge(*moments).float()
     return weights[:-1].T, weights[-1]
 
 

@@ -8,11 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pnc_hub.cloning.localize import parameters
-from pnc_hub.cloning.units import Units, units_of
+from pnc_hub.cloning.pruning.units import Units, units_of
 from pnc_hub.errors import SourceError
-from pnc_hub.module import empty
-from pnc_hub.points import InsertionPoint
+from pnc_hub.models.cost import parameters
+from pnc_hub.models.insertion import InsertionPoint, empty
 
 LEAST = 0.1  # share of its channels that every layer keeps
 Worth = Callable[[nn.Sequential, Units], list[Tensor]]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import pnc_hub
-from pnc_hub.compatibility import macs
+from pnc_hub.models.cost import macs
 
 KEPT_OF_REPORT = ("insertion", "cut", "auroc_stitched", "auroc_pruned")
 # name, regimes, arguments of pnc_hub.clone

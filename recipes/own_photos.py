@@ -25,11 +25,11 @@ from torch import nn
 
 import pnc_hub
 from pnc_hub import Clone
-from pnc_hub.cloning.data import UNLABELLED
+from pnc_hub.cloning.images.data import UNLABELLED
 from pnc_hub.errors import DataError, PncHubError
-from pnc_hub.fingerprint import state_digest
-from pnc_hub.labels import class_names, spoken
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.models.fingerprint import state_digest
+from pnc_hub.models.labels import class_names, spoken
+from pnc_hub.models.preprocess import Preprocess
 
 SOURCE, TARGET = "mobilenetv3_large_100.ra_in1k", "resnet18.a1_in1k"
 OTHER = "something else"

@@ -21,12 +21,11 @@ from tqdm.auto import tqdm
 
 import pnc_hub
 from pnc_hub import Clone
-from pnc_hub.cloning.evaluate import accuracy, measure
+from pnc_hub.cloning.measuring.evaluate import accuracy, measure
 from pnc_hub.errors import DataError
-from pnc_hub.fingerprint import state_digest
-from pnc_hub.labels import same_label
-from pnc_hub.pictures import UNREADABLE, upright
-from pnc_hub.preprocess import Preprocess, Reprocess
+from pnc_hub.models.fingerprint import state_digest
+from pnc_hub.models.labels import same_label
+from pnc_hub.models.preprocess import UNREADABLE, Preprocess, Reprocess, upright
 
 FEWEST, MOST = 10, 4000  # photos: of a class, and of a folder with all its classes
 TEST = 5  # one in so many photos is kept back until the end

@@ -18,11 +18,12 @@ from task import Result, Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnc_hub.cloning.localize import neighbours, parameters
-from pnc_hub.cloning.units import Units, masked
+from pnc_hub.cloning.pruning.localize import neighbours
+from pnc_hub.cloning.pruning.units import Units, masked
 from pnc_hub.errors import SourceError
+from pnc_hub.models.cost import parameters
+from pnc_hub.models.insertion import INPUT, InsertionPoint
 from pnc_hub.module import Adapter
-from pnc_hub.points import INPUT, InsertionPoint
 
 # Usual values, not tuned.
 KEEP = 0.5  # largest share of the source's parameters, adapter included

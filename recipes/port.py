@@ -23,10 +23,11 @@ from task import clock
 from torch.utils.data import ConcatDataset, DataLoader
 
 import pnc_hub
-from pnc_hub import demo, files
-from pnc_hub.artifact import Clone
-from pnc_hub.cloning.evaluate import accuracy, measure
-from pnc_hub.points import INPUT
+from pnc_hub.artifact import files
+from pnc_hub.cli import demo
+from pnc_hub.cloning.measuring.evaluate import accuracy, measure
+from pnc_hub.hub.clone import Clone
+from pnc_hub.models.insertion import INPUT
 
 SOURCE, FIRST, OTHERS = "ResNet", "ConvNeXt", ("MobileNetV2", "ViT")
 # The search may take an early cut (conv1 in one seed of three), whose large maps no layer of the others has.

@@ -17,7 +17,7 @@ from task import Result, Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnc_hub.cloning.stitch import RIDGES, Moments
+from pnc_hub.cloning.fitting.ridge import RIDGES, Moments
 
 Rows = tuple[Tensor, Tensor]  # features [N, C], labels [N]
 Fit = Callable[[Rows, Rows, int], nn.Linear]

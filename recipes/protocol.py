@@ -25,8 +25,8 @@ from task import REGIMES, NotForThisTask, Result, Task
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pnc_hub.cloning.gate import auroc
-from pnc_hub.fingerprint import state_digest
+from pnc_hub.cloning.fitting.gate import auroc
+from pnc_hub.models.fingerprint import state_digest
 
 SEEDS = (1993, 1994, 1995)
 PIXELS = 500 * 32 * 32  # of a batch: large photos in large batches take gigabytes

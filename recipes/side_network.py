@@ -11,9 +11,9 @@ from task import Result, Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnc_hub.cloning.localize import parameters
-from pnc_hub.cloning.units import Units
-from pnc_hub.points import INPUT
+from pnc_hub.cloning.pruning.units import Units
+from pnc_hub.models.cost import parameters
+from pnc_hub.models.insertion import INPUT
 
 KEEP = 0.5  # share of the source's parameters, as of a clone
 

@@ -23,13 +23,15 @@ from torch import nn
 from untrained import untrained_clone
 
 import pnc_hub
-from pnc_hub import files
-from pnc_hub.artifact import Clone
-from pnc_hub.config import AdapterConfig, InsertionConfig, TargetConfig
+from pnc_hub.artifact import files
+from pnc_hub.artifact.config import AdapterConfig, InsertionConfig, TargetConfig
 from pnc_hub.errors import PncHubError
-from pnc_hub.fingerprint import fingerprint, state_digest
-from pnc_hub.module import Adapter, Gate, tensors_of
-from pnc_hub.points import INPUT, InsertionPoint, Skeleton
+from pnc_hub.hub.clone import Clone
+from pnc_hub.models.fingerprint import fingerprint, state_digest
+from pnc_hub.models.insertion import INPUT, InsertionPoint
+from pnc_hub.models.skeleton import Skeleton
+from pnc_hub.models.tensors import tensors_of
+from pnc_hub.module import Adapter, Gate
 
 SOURCE, CUT, LABELS = "test_resnet", "layer3.0", ("ant", "bee", "wasp")
 SIDES = (64, 96, 128, 160, 192)

@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 
 from pnc_hub.cloning.named import named_arguments
 from pnc_hub.errors import DataError
-from pnc_hub.labels import class_names
-from pnc_hub.points import classifier_name
+from pnc_hub.models.classifier import classifier_name
+from pnc_hub.models.labels import class_names
 
 C = 0.01  # of the logistic regression, on features of unit variance
 # where no weights can be had: small networks for small images, trained from nothing

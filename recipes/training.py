@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
-from pnc_hub.fingerprint import state_digest
+from pnc_hub.models.fingerprint import state_digest
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 WEIGHT_DECAY = 5e-4

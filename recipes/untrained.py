@@ -4,11 +4,13 @@ import timm
 import torch
 from torch import nn
 
-from pnc_hub.artifact import Clone
-from pnc_hub.cloning.localize import parameters, prune
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import Learned, package, source_config
-from pnc_hub.module import Adapter, CloneModule, Gate, empty
+from pnc_hub.cloning.pruning.localize import prune
+from pnc_hub.hub.clone import Clone
+from pnc_hub.models.cost import parameters
+from pnc_hub.models.insertion import empty
+from pnc_hub.module import Adapter, CloneModule, Gate
 
 
 def untrained_clone(

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import pnc_hub
-from pnc_hub.artifact import Clone
 from pnc_hub.errors import ImageError, ProbeError
-from pnc_hub.fingerprint import state_digest
-from pnc_hub.points import INPUT
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.hub.clone import Clone
+from pnc_hub.models.fingerprint import state_digest
+from pnc_hub.models.insertion import INPUT
+from pnc_hub.models.preprocess import Preprocess
 
 
 def run(model: nn.Module, clones: tuple[Clone, Clone], images: Tensor) -> None:

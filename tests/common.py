@@ -4,12 +4,12 @@ import timm
 import torch
 from torch import nn
 
-from pnc_hub.artifact import Clone
-from pnc_hub.cloning.localize import prune
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import Learned, package, source_config
+from pnc_hub.cloning.pruning.localize import prune
+from pnc_hub.hub.clone import Clone
+from pnc_hub.models.insertion import INPUT
 from pnc_hub.module import Adapter, CloneModule, Gate
-from pnc_hub.points import INPUT
 
 SIDE = 32
 FAMILIES = {

@@ -24,7 +24,7 @@ from common import tiny_clone, tiny_model
 from hub_fixtures import api, impatient, published, repo, token  # noqa: F401  (fixtures of every test)
 from torch import nn
 
-from pnc_hub.fingerprint import state_digest
+from pnc_hub.models.fingerprint import state_digest
 
 # layers this small lose more to waiting for a second thread than they gain
 torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from timm.models import push_to_hf_hub
 from torch import Tensor, nn
 
 import pnc_hub
-from pnc_hub.preprocess import Preprocess, Reprocess
+from pnc_hub.models.preprocess import Preprocess, Reprocess
 
 TARGETS = ("mobilenetv3_small_050.lamb_in1k", "mobilenetv3_small_075.lamb_in1k")
 SOURCE, CLONE = "user/bird-classifier", "user/clone-birds"

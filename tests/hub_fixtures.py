@@ -10,8 +10,9 @@ import pytest
 from huggingface_hub import HfApi
 from loopback_hub import LoopbackHub
 
-from pnc_hub import Clone, files
-from pnc_hub.config import seal
+from pnc_hub import Clone
+from pnc_hub.artifact import files
+from pnc_hub.artifact.config import seal
 
 _numbers = itertools.count()
 

@@ -1,8 +1,8 @@
 """A clone with everything that can be measured, made up."""
 
-from pnc_hub.artifact import Clone
-from pnc_hub.figures import curve_metrics
-from pnc_hub.figures.series import Histogram, Reliability, class_metrics, pair_metrics
+from pnc_hub.hub.clone import Clone
+from pnc_hub.report.figures import curve_metrics
+from pnc_hub.report.series import Histogram, Reliability, class_metrics, pair_metrics
 
 
 def metrics(count: int = 3) -> dict:

@@ -91,7 +91,7 @@ def is_script(program: str, arguments: list[str]) -> None:
 
 
 def pnc_hub(program: str, arguments: list[str]) -> None:
-    if arguments[0] == "demo":  # takes two minutes; tests/test_demo.py runs its parts, .ci/run all of it
+    if arguments[0] == "demo":  # takes two minutes; tests/cli/test_demo.py runs its parts, .ci/run all of it
         assert main.commands["demo"].make_context("demo", arguments[1:])
         return
     result = CliRunner().invoke(main, ["--debug", *arguments])

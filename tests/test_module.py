@@ -9,19 +9,10 @@ from torch.testing import assert_close
 
 from pnc_hub.errors import InsertionPointError
 from pnc_hub.fusion import SCALARS
-from pnc_hub.module import (
-    Adapter,
-    CloneModule,
-    Gate,
-    attributes_of,
-    empty,
-    put_tensors,
-    shrink,
-    tensors_of,
-    to_maps,
-)
-from pnc_hub.points import LAYOUTS, InsertionPoint
-from pnc_hub.source import Source
+from pnc_hub.models.architecture import Source
+from pnc_hub.models.insertion import LAYOUTS, InsertionPoint, empty, to_maps
+from pnc_hub.models.tensors import attributes_of, put_tensors, shrink, tensors_of
+from pnc_hub.module import Adapter, CloneModule, Gate
 
 ARGUMENTS = (("channels", (8, 16, 24, 32)), ("num_classes", 7), ("stem_width", 8))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from tqdm.auto import tqdm
 
-    from pnc_hub.artifact import Clone
+    from pnc_hub.hub.clone import Clone
 
 debug = functools.partial(click.Option, ["--debug"], is_flag=True, help="Show where an error came from.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -63,7 +63,7 @@ def bar(what: str, photos: int) -> tqdm[Any]:
 
 def hub_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     """What an artifact can record, found out before anything is learned."""
-    from pnc_hub import checks
+    from pnc_hub.artifact import checks
 
     try:
         if value is not None:

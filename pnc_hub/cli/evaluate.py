@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch import nn
     from tqdm.auto import tqdm
 
-    from pnc_hub.artifact import Clone
-    from pnc_hub.cloning.data import Images
-    from pnc_hub.config import SourceConfig
+    from pnc_hub.artifact.config import SourceConfig
+    from pnc_hub.cloning.images.data import Images
+    from pnc_hub.hub.clone import Clone
 
 _ROWS = (
     ("target_alone", "model alone, its own classes", "percent"),
@@ -66,8 +66,8 @@ def evaluate(
 
     The photos should be others than those that the clone was learned from.
     """
-    from pnc_hub.cloning.data import Images, open_dataset, relabel_cloned, relabel_target
-    from pnc_hub.preprocess import Preprocess
+    from pnc_hub.cloning.images.data import Images, open_dataset, relabel_cloned, relabel_target
+    from pnc_hub.models.preprocess import Preprocess
 
     read = common.read(clone)
     model = model.or_target_of(read)
@@ -99,7 +99,7 @@ def _measured(model: nn.Module, clone: Clone, sides: list[Images], batch_size: i
     """What ``measure`` finds, with a progress bar; ``sides`` are photos of the cloned classes and, perhaps, of the model's."""
     from torch.utils.data import DataLoader
 
-    from pnc_hub.cloning.evaluate import measure
+    from pnc_hub.cloning.measuring.evaluate import measure
 
     photos = len(sides[0]) + 2 * sum(map(len, sides[1:]))  # the model's own are shown once more, without the clone
     with common.bar("evaluate", photos) as bar:
@@ -120,7 +120,7 @@ class _Watched:
 
 
 def _table(title: str, measured: dict[str, Any]) -> str:
-    from pnc_hub.report import shown
+    from pnc_hub.report.rows import shown
 
     return "\n".join([title, *(f"  {text:<44}{shown(measured[name], kind)}" for name, text, kind in _ROWS)])
 

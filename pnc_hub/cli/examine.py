@@ -10,7 +10,7 @@ import click
 from pnc_hub.cli import common, models
 
 if TYPE_CHECKING:
-    from pnc_hub.artifact import Clone
+    from pnc_hub.hub.clone import Clone
 
 
 @click.command()
@@ -41,7 +41,7 @@ def verify(clone: str, revision: str | None, as_json: bool) -> None:
     Nothing is attached to any model. CLONE is user/name, user/name@revision or a folder; all of it is downloaded. Exit code
     0 if it is whole and answers as recorded, else 1.
     """
-    from pnc_hub.verification import verify as find_out
+    from pnc_hub.hub.verification import verify as find_out
 
     found = find_out(clone, revision=revision)
     common.show(lambda: str(found), found.to_dict, as_json)

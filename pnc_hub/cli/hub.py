@@ -61,8 +61,8 @@ def search(
     """Find clones on the Hub that add every CLASS."""
     from dataclasses import asdict
 
-    from pnc_hub.catalogue import search as find
-    from pnc_hub.catalogue import table
+    from pnc_hub.hub.search import search as find
+    from pnc_hub.hub.search import table
 
     try:
         found = find(classes=classes, target=target, source=source, author=author, limit=limit)

@@ -16,7 +16,7 @@ from pnc_hub.cli import common, completion, models
 from pnc_hub.errors import PublishError
 
 if TYPE_CHECKING:
-    from pnc_hub.artifact import Clone
+    from pnc_hub.hub.clone import Clone
 
 _OPTIONS = (
     click.option(
@@ -159,19 +159,19 @@ def _said(options: dict[str, Any]) -> dict[str, Any]:
 
 def _check_writable(output: Path, page: Path | None) -> None:
     """Raise ``PublishError`` now, not after an hour of learning, if the result could not be written."""
-    from pnc_hub import folders
+    from pnc_hub.hub import folder
 
-    if output.exists() and not folders.is_replaceable(output):
+    if output.exists() and not folder.is_replaceable(output):
         raise PublishError(f"{output} holds something else than a clone; choose a new or empty folder as --output")
     if page is not None and page.resolve().is_relative_to(output.resolve()):
         raise PublishError(f"{output} is for the files of a clone alone; write the report {page.name} beside it")
-    for folder in (path.resolve().parent for path in (output, page) if path is not None):
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    for place in (path.resolve().parent for path in (output, page) if path is not None):
+        existing = next(parent for parent in (place, *place.parents) if parent.exists())
         try:
             with tempfile.TemporaryDirectory(dir=existing):
                 pass
         except OSError as error:
-            raise PublishError(f"nothing can be written to {folder} ({error}); choose another folder") from error
+            raise PublishError(f"nothing can be written to {place} ({error}); choose another folder") from error
 
 
 def _write(clone: Clone, output: Path, page: Path | None, as_json: bool) -> None:

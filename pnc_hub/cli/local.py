@@ -12,7 +12,7 @@ import click
 from pnc_hub.cli import common, completion, models
 
 if TYPE_CHECKING:
-    from pnc_hub.points import InsertionPoint
+    from pnc_hub.models.insertion import InsertionPoint
 
 
 @click.command()
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @common.as_json
 def demo(output: Path, seed: int, as_json: bool) -> None:
     """The whole story on handwritten digits: offline, two minutes."""
-    from pnc_hub import demo as story
+    from pnc_hub.cli import demo as story
 
     say = functools.partial(click.echo, err=as_json)
     found = story.run(output, seed, say=say, progress=common.is_watched())
@@ -40,7 +40,7 @@ def points(model: str, model_args: dict[str, Any], as_json: bool) -> None:
     """
     import torch
 
-    from pnc_hub.points import insertion_points
+    from pnc_hub.models.skeleton import insertion_points
 
     with torch.device("meta"):
         built = models.timm_model(model, **model_args)

@@ -17,7 +17,7 @@ from pnc_hub.errors import SourceError, TargetError
 if TYPE_CHECKING:
     from torch import nn
 
-    from pnc_hub.artifact import Clone
+    from pnc_hub.hub.clone import Clone
 
 Command = Callable[..., Any]
 

@@ -11,8 +11,7 @@ from timm.data import create_transform, get_img_extensions, resolve_model_data_c
 from torch import Tensor, nn
 
 from pnc_hub.errors import DataError
-from pnc_hub.pictures import UNREADABLE, upright
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.models.preprocess import UNREADABLE, Preprocess, upright
 
 BATCH = 16
 

@@ -15,8 +15,8 @@ from pnc_hub.cli import classes, common, completion, models
 if TYPE_CHECKING:
     from torch import nn
 
-    from pnc_hub.artifact import Clone
     from pnc_hub.cli.photos import Photos
+    from pnc_hub.hub.clone import Clone
 
 
 @click.command()
@@ -117,8 +117,8 @@ def _own_labels(model: nn.Module, given: list[str] | None) -> list[str]:
     """Names of the model's own classes: those given, else those that timm knows, else their numbers."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
-    from pnc_hub.classifier import as_classifier
-    from pnc_hub.labels import class_names, spoken
+    from pnc_hub.models.classifier import as_classifier
+    from pnc_hub.models.labels import class_names, spoken
 
     count = as_classifier(model).num_classes
     if given is not None:

@@ -16,22 +16,23 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 from tqdm.auto import tqdm
 
-from pnc_hub import attachment, checks, files
-from pnc_hub.artifact import Clone
-from pnc_hub.classifier import as_classifier
-from pnc_hub.cloning import data as images_of
-from pnc_hub.cloning import gate as gates
-from pnc_hub.cloning.album import Album, class_names_of
-from pnc_hub.cloning.batches import Batches, Split
-from pnc_hub.cloning.evaluate import observe
+from pnc_hub import attachment
+from pnc_hub.artifact import checks, files
+from pnc_hub.cloning.fitting import gate as gates
+from pnc_hub.cloning.fitting.refine import Recipe
+from pnc_hub.cloning.images import data as images_of
+from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.measuring.album import Album, class_names_of
+from pnc_hub.cloning.measuring.evaluate import observe
 from pnc_hub.cloning.named import named_arguments, named_model
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import Learned, package, source_config
-from pnc_hub.cloning.refine import Recipe
-from pnc_hub.cloning.select import Size, best_clone
+from pnc_hub.cloning.search.select import Size, best_clone
 from pnc_hub.errors import DataError, NoClassifierError, TargetError
-from pnc_hub.figures import curve_metrics
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.hub.clone import Clone
+from pnc_hub.models.classifier import as_classifier
+from pnc_hub.models.preprocess import Preprocess
+from pnc_hub.report.figures import curve_metrics
 
 MAX_REPORT_IMAGES = 20_000  # of each side: shares are then known to a third of a point
 PIXELS, MOST_PASSES = 10**8, 30
@@ -78,7 +79,7 @@ def clone(
         classes: labels or indices of classes of the source, or a mapping from label to index.
         data: images of these classes: a folder or tar file with a folder of images per class (named by label or index), a
             ``timm.data.create_dataset`` name as ``hfds/user/name`` or ``wds/folder``, or a ``Dataset`` of (image, label),
-            see ``pnc_hub.cloning.data.open_dataset``. PIL images get the target's transform, tensors are taken as the
+            see ``pnc_hub.cloning.images.data.open_dataset``. PIL images get the target's transform, tensors are taken as the
             target's inputs. Other classes in it are left out. Of a stream at most 500 images per class are drawn.
         target_data: images of the target's classes, in the same forms. With them the gate is learned and calibrated;
             without them nothing can be promised of the target's accuracy.

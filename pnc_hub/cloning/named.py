@@ -10,8 +10,8 @@ import timm
 from timm.models import load_model_config_from_hf, parse_model_name
 from torch import nn
 
-from pnc_hub.classifier import as_classifier
 from pnc_hub.errors import PncHubError, SourceError
+from pnc_hub.models.classifier import as_classifier
 
 
 def named_model(

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pnc_hub import attachment
-from pnc_hub.classifier import as_classifier
 from pnc_hub.errors import SourceError
-from pnc_hub.points import INPUT, InsertionPoint, Skeleton
-from pnc_hub.preprocess import Preprocess, Reprocess
-from pnc_hub.source import without_classifier
+from pnc_hub.models.classifier import as_classifier, without_classifier
+from pnc_hub.models.insertion import INPUT, InsertionPoint
+from pnc_hub.models.preprocess import Preprocess, Reprocess
+from pnc_hub.models.skeleton import Skeleton
 
 
 class Lesson(NamedTuple):

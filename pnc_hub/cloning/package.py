@@ -12,13 +12,8 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 import pnc_hub
-from pnc_hub import checks, files, probe
-from pnc_hub.artifact import Clone
-from pnc_hub.classifier import as_classifier
-from pnc_hub.cloning.curve import macs
-from pnc_hub.cloning.localize import changes, parameters
-from pnc_hub.cloning.networks import Networks, Reader
-from pnc_hub.config import (
+from pnc_hub.artifact import checks, files, probe
+from pnc_hub.artifact.config import (
     FORMAT_VERSION,
     LIBRARY_NAME,
     AdapterConfig,
@@ -32,11 +27,18 @@ from pnc_hub.config import (
     TailConfig,
     TargetConfig,
 )
+from pnc_hub.cloning.networks import Networks, Reader
+from pnc_hub.cloning.pruning.localize import changes
+from pnc_hub.cloning.search.curve import macs
 from pnc_hub.errors import InsertionPointError, SourceError
-from pnc_hub.fingerprint import fingerprint
-from pnc_hub.module import CloneModule, Gate, put_tensors, tensors_of
-from pnc_hub.points import INPUT, InsertionPoint
-from pnc_hub.source import Source
+from pnc_hub.hub.clone import Clone
+from pnc_hub.models.architecture import Source
+from pnc_hub.models.classifier import as_classifier
+from pnc_hub.models.cost import parameters
+from pnc_hub.models.fingerprint import fingerprint
+from pnc_hub.models.insertion import INPUT, InsertionPoint
+from pnc_hub.models.tensors import put_tensors, tensors_of
+from pnc_hub.module import CloneModule, Gate
 
 UNIVERSAL = "universal"
 TOLERANCE = 1e-3

@@ -21,24 +21,27 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from pnc_hub import checks, files, plan
-from pnc_hub.artifact import Clone, open_clone
-from pnc_hub.classifier import as_classifier
-from pnc_hub.cloning import data as images_of
-from pnc_hub.cloning import learn, select, stitch
-from pnc_hub.cloning.batches import Batches, Split
-from pnc_hub.cloning.curve import Place, judge
-from pnc_hub.cloning.evaluate import accuracy, gather, observe
+from pnc_hub.artifact import checks, files
+from pnc_hub.artifact.config import AdapterConfig
+from pnc_hub.attachment import plan
+from pnc_hub.cloning import learn
+from pnc_hub.cloning.fitting import stitch
+from pnc_hub.cloning.images import data as images_of
+from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.measuring.evaluate import accuracy, gather, observe
 from pnc_hub.cloning.named import named_model
 from pnc_hub.cloning.networks import Lesson, Reader
 from pnc_hub.cloning.package import Learned, extend
-from pnc_hub.config import AdapterConfig
+from pnc_hub.cloning.search import select
+from pnc_hub.cloning.search.curve import Place, judge
 from pnc_hub.errors import DataError, SourceError, TargetError
-from pnc_hub.figures import curve_metrics
-from pnc_hub.fingerprint import matches
+from pnc_hub.hub.clone import Clone, open_clone
+from pnc_hub.models.architecture import Source
+from pnc_hub.models.classifier import as_classifier
+from pnc_hub.models.fingerprint import matches
+from pnc_hub.models.insertion import InsertionPoint
 from pnc_hub.module import CloneModule
-from pnc_hub.points import InsertionPoint
-from pnc_hub.source import Source
+from pnc_hub.report.figures import curve_metrics
 
 # Images that are looked at; of each side so many make the adapter, which nothing refines later.
 MAX_IMAGES, MAX_RIDGE_IMAGES = 10_000, 1000

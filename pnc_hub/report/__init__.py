@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pnc_hub.figures.series import number, others
 from pnc_hub.report.photos import Photo
+from pnc_hub.report.rows import PORTED_ROWS, ROWS, classes, rows_of, shown
+from pnc_hub.report.series import number, others
 
 if TYPE_CHECKING:
-    from pnc_hub.artifact import Clone
-    from pnc_hub.config import CloneConfig
+    from pnc_hub.artifact.config import CloneConfig
+    from pnc_hub.hub.clone import Clone
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Report:
             ``source_parameters``, ``bytes``, ``prefix_bytes``, ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed
             form, before pruning), ``regime``, ``images``, ``restored``, ``macs``, ``locality_budget``, ``target_license`` and
             ``datasets`` (as the publisher names them). Names with a dot are what figures are drawn of
-            (``pnc_hub.figures.series``): ``curve.<insertion point>`` (best accuracy in closed form there; ``curve_auroc.``,
+            (``pnc_hub.report.series``): ``curve.<insertion point>`` (best accuracy in closed form there; ``curve_auroc.``,
             ``curve_macs.``), ``gate.``, ``calibration.``, ``class.``, ``confusion.``, ``held_out.`` (numbers of images).
         labels: names of the cloned classes.
         ported: the same with each target that it was ported to, by the adapter's name. Ported without labels, it is compared
@@ -86,71 +86,6 @@ class Report:
         for name, metrics in self.ported.items():
             lines += [f"Ported to {name}", *_lines(metrics, PORTED_ROWS)]
         return "\n".join(lines)
-
-
-ROWS = (
-    ("insertion", "read from the target at", "text"),
-    ("cut", "source cut after", "text"),
-    ("target_alone", "target alone, its own classes", "percent"),
-    ("ori", "with the clone, the target's classes (Ori)", "percent"),
-    ("source_alone", "source alone, among the cloned classes", "percent"),
-    ("source_alone_among_all", "source alone, among all its classes", "percent"),
-    ("tar", "with the clone, the cloned classes (Tar)", "percent"),
-    ("avg", "both, weighted by numbers of classes (Avg)", "percent"),
-    ("diverted", "target images diverted to the clone", "percent"),
-    ("missed", "images of cloned classes left to the target", "percent"),
-    ("auroc", "gate AUROC", "number"),
-    ("kl", "change of the target's answers (KL, nats)", "number"),
-    ("ece", "calibration error of the joint answer (ECE)", "number"),
-    ("kept_parameters", "parameters added", "count"),
-    ("source_parameters", "parameters of the source", "count"),
-    ("bytes", "bytes (module, adapter and gate)", "count"),
-    ("macs", "multiply-accumulates added per image", "count"),
-    ("prefix_bytes", "bytes of the source's first layers", "count"),
-    ("seconds", "seconds to learn", "number"),
-)
-PORTED_ROWS = (
-    ("insertion", "read from the target at", "text"),
-    ("target_alone", "target alone, its own classes", "percent"),
-    ("ori", "with the clone, the target's classes (Ori)", "percent"),
-    ("agreement", "cloned classes, answered as the source does", "percent"),
-    ("agreement_among_cloned", "the same, no matter what the gate says", "percent"),
-    ("match", "variance of the source's logits reproduced", "percent"),
-    ("diverted", "other images diverted to the clone", "percent"),
-    ("auroc", "gate AUROC", "number"),
-    ("adapter_bytes", "bytes of the adapter and gate", "count"),
-    ("macs", "multiply-accumulates added per image", "count"),
-    ("seconds", "seconds to port", "number"),
-)
-
-
-def rows_of(metrics: Mapping[str, Any], rows: tuple[tuple[str, str, str], ...] = ROWS) -> list[tuple[str, str, str]]:
-    """(name, text, kind) of ``rows`` as they are to be called for ``metrics``: in regime R2 no image of the target was seen."""
-    renamed = {"diverted": "images of other classes diverted to clone"} if others(metrics) == "other" else {}
-    return [(name, renamed.get(name, text), kind) for name, text, kind in rows]
-
-
-def classes(count: int) -> str:
-    """So many of them.
-
-    Example:
-        >>> classes(1), classes(2)
-        ('1 class', '2 classes')
-    """
-    return f"{count:,} class{'es' if count != 1 else ''}"
-
-
-def shown(value: Any, kind: str) -> str:
-    """A measurement as text; ``kind`` is that of its row in ``ROWS``."""
-    if value is None:
-        return "not measured"
-    if kind == "text" or isinstance(value, str):
-        return str(value)
-    if kind == "percent":
-        return f"{100 * value:.1f} %"
-    if kind == "count":
-        return f"{value:,}"
-    return f"{value:.3f}"
 
 
 def _lines(metrics: dict[str, Any], rows: tuple[tuple[str, str, str], ...]) -> list[str]:

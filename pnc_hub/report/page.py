@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pnc_hub import figures
-from pnc_hub.figures import theme
-from pnc_hub.figures.series import number, others
-from pnc_hub.report import PORTED_ROWS, ROWS, Report, rows_of, shown
+from pnc_hub.report import Report, figures, theme
 from pnc_hub.report.photos import KINDS, OTHERS
+from pnc_hub.report.rows import PORTED_ROWS, ROWS, rows_of, shown
+from pnc_hub.report.series import number, others
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from pnc_hub.cloning import album as module
-from pnc_hub.cloning.album import MOST, MOST_OF_A_CLASS, SIDE, Album, class_names_of
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.cloning.measuring import album as module
+from pnc_hub.cloning.measuring.album import MOST, MOST_OF_A_CLASS, SIDE, Album, class_names_of
+from pnc_hub.models.preprocess import Preprocess
 
 RGB = Preprocess((3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", 1.0)
 NEW = ("ant", "bee")

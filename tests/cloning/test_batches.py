@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import TensorDataset
 
-from pnc_hub.cloning.batches import Batches, Split
-from pnc_hub.cloning.data import UNLABELLED, Images
+from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.images.data import UNLABELLED, Images
 from pnc_hub.errors import DataError
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.models.preprocess import Preprocess
 
 PREPROCESS = Preprocess((1, 1, 1), (0.5,), (0.5,))
 PARTS = ("fit", "choose", "calibrate", "report")

@@ -6,12 +6,12 @@ from accelerate import Accelerator
 from common import images, tiny_model
 from torch.utils.data import TensorDataset
 
-from pnc_hub.cloning import stitch
-from pnc_hub.cloning.batches import Batches, Split
-from pnc_hub.cloning.curve import Place, _ranked, insertion_curve, macs
-from pnc_hub.cloning.data import Images
+from pnc_hub.cloning.fitting import stitch
+from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.points import InsertionPoint
+from pnc_hub.cloning.search.curve import Place, _ranked, insertion_curve, macs
+from pnc_hub.models.insertion import InsertionPoint
 
 CPU = torch.device("cpu")
 

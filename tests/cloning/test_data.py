@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import ImageDataset, IterableImageDataset
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from pnc_hub.cloning.data import (
+from pnc_hub.cloning.images.data import (
     UNLABELLED,
     Images,
     class_names,
@@ -24,7 +24,7 @@ from pnc_hub.cloning.data import (
     resolve_classes,
 )
 from pnc_hub.errors import DataError, ImageError, SourceError
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.models.preprocess import Preprocess
 
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 COLOUR = Preprocess((3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_pct=1.0)

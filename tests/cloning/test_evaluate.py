@@ -8,11 +8,11 @@ from common import images, tiny_clone, tiny_model
 from conftest import what_it_is
 
 from pnc_hub import attachment
-from pnc_hub.cloning.album import Album
-from pnc_hub.cloning.evaluate import _digest, accuracy, gather, measure, observe
+from pnc_hub.cloning.measuring.album import Album
+from pnc_hub.cloning.measuring.evaluate import _digest, accuracy, gather, measure, observe
 from pnc_hub.cloning.networks import Reader
-from pnc_hub.figures.series import Confusion, Histogram, Reliability
-from pnc_hub.preprocess import Preprocess
+from pnc_hub.models.preprocess import Preprocess
+from pnc_hub.report.series import Confusion, Histogram, Reliability
 
 
 def batches(inputs, labels):
@@ -196,7 +196,7 @@ def test_measuring_keeps_a_few_numbers_of_each_image(joined, monkeypatch):
         widths.append(sum(column[0].numel() for column in columns))
         return columns
 
-    monkeypatch.setattr("pnc_hub.cloning.evaluate.gather", counting)
+    monkeypatch.setattr("pnc_hub.cloning.measuring.evaluate.gather", counting)
     measure(target, clone, batches(inputs, [0] * 12), batches(inputs, [0] * 12))
     assert max(widths) <= 6
 

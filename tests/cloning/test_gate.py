@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from pnc_hub import fusion
-from pnc_hub.cloning.gate import Evidence, auroc, best_offset, conformal_offset, fit, images_needed
+from pnc_hub.cloning.fitting.gate import Evidence, auroc, best_offset, conformal_offset, fit, images_needed
 from pnc_hub.module import Gate
 
 POSITION = {name: index for index, name in enumerate(fusion.SCALARS)}

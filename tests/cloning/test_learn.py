@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import pnc_hub
-from pnc_hub import attachment, figures
-from pnc_hub.artifact import Clone
+from pnc_hub import attachment
 from pnc_hub.errors import DataError, InsertionPointError, NoClassifierError, SourceError, TargetError
+from pnc_hub.hub.clone import Clone
+from pnc_hub.report import figures
 
 CLASSES = {"ant": 1, "bee": 2, "wasp": 4}
 PLACE = {"insertion": "stages.1", "cut": "layer3.1"}

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from pnc_hub.cloning.localize import changes, local_loss, neighbours, parameters, prune
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.units import units_of
+from pnc_hub.cloning.pruning.localize import changes, local_loss, neighbours, prune
+from pnc_hub.cloning.pruning.units import units_of
 from pnc_hub.errors import SourceError
-from pnc_hub.module import put_tensors, shrink, tensors_of
-from pnc_hub.points import InsertionPoint
-from pnc_hub.source import Source
+from pnc_hub.models.architecture import Source
+from pnc_hub.models.cost import parameters
+from pnc_hub.models.insertion import InsertionPoint
+from pnc_hub.models.tensors import put_tensors, shrink, tensors_of
 
 CPU = torch.device("cpu")
 # a cut in the middle, inside a stage where the family has one: the residual stream is then the tail's fixed input
@@ -162,7 +163,7 @@ def test_a_failing_graph_is_told(monkeypatch):
     def broken(*_):
         raise KeyError("no such node")
 
-    monkeypatch.setattr("pnc_hub.cloning.localize.units_of", broken)
+    monkeypatch.setattr("pnc_hub.cloning.pruning.localize.units_of", broken)
     _, _, cut, tail, head, local_set = parts("resnet")
     with pytest.raises(SourceError, match="can not be pruned") as caught:
         prune(tail, head, cut, local_set, 1000)
@@ -182,7 +183,7 @@ def test_a_graph_that_takes_other_channels_is_found_out(monkeypatch):
         simple.append(any(group.simple for group in units.groups))
         return units
 
-    monkeypatch.setattr("pnc_hub.cloning.localize.units_of", misled)
+    monkeypatch.setattr("pnc_hub.cloning.pruning.localize.units_of", misled)
     with pytest.raises(SourceError) as caught:
         prune(tail, head, cut, local_set, int(0.9 * (parameters(tail) + parameters(head))))
     assert simple

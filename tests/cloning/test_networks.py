@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from pnc_hub import attachment
 from pnc_hub.cloning.networks import Networks, Reader
 from pnc_hub.errors import SourceError
-from pnc_hub.points import INPUT
+from pnc_hub.models.insertion import INPUT
 
 CPU = torch.device("cpu")
 

@@ -8,12 +8,13 @@ import torch
 from common import FAMILIES, images, source_args, tiny_clone, tiny_model
 from timm.models import register_model
 
-from pnc_hub import attachment, probe
-from pnc_hub.artifact import Clone
+from pnc_hub import attachment
+from pnc_hub.artifact import probe
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import source_config
 from pnc_hub.errors import SourceError
-from pnc_hub.fingerprint import fingerprint
+from pnc_hub.hub.clone import Clone
+from pnc_hub.models.fingerprint import fingerprint
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,12 @@ from test_learn import CLASSES, OLD, squares
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from pnc_hub import attachment, files, probe
-from pnc_hub.artifact import Clone
+from pnc_hub import attachment
+from pnc_hub.artifact import files, probe
 from pnc_hub.cloning.learn import clone as learn_clone
 from pnc_hub.cloning.port import Recalled, port
 from pnc_hub.errors import DataError, InsertionPointError, NoClassifierError, SourceError, TargetError
+from pnc_hub.hub.clone import Clone
 
 NEW = squares(CLASSES.values(), 20, seed=4)
 EVERYTHING = TensorDataset(torch.cat([NEW.tensors[0], OLD.tensors[0]]), torch.zeros(len(NEW) + len(OLD)))

@@ -7,9 +7,9 @@ from common import images, tiny_model
 from torch import nn
 from torch.testing import assert_close
 
+from pnc_hub.cloning.fitting.refine import Recipe, augmented, distillation_loss, refine
 from pnc_hub.cloning.networks import Lesson, Networks
-from pnc_hub.cloning.refine import Recipe, augmented, distillation_loss, refine
-from pnc_hub.fingerprint import state_digest
+from pnc_hub.models.fingerprint import state_digest
 from pnc_hub.module import Adapter, CloneModule
 
 INF = float("inf")

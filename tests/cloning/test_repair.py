@@ -9,9 +9,10 @@ from test_localize import parts
 from torch import nn
 from torch.testing import assert_close
 
-from pnc_hub.cloning import repair
-from pnc_hub.cloning.localize import parameters, prune
-from pnc_hub.cloning.units import masked, units_of
+from pnc_hub.cloning.pruning import repair
+from pnc_hub.cloning.pruning.localize import prune
+from pnc_hub.cloning.pruning.units import masked, units_of
+from pnc_hub.models.cost import parameters
 
 
 def batches(*features):

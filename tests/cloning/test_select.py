@@ -7,15 +7,15 @@ from common import images, tiny_model
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
-from pnc_hub.cloning.batches import Batches, Split
-from pnc_hub.cloning.curve import Place, macs
-from pnc_hub.cloning.data import Images
-from pnc_hub.cloning.evaluate import gather
-from pnc_hub.cloning.gate import Evidence
+from pnc_hub.cloning.fitting.gate import Evidence
+from pnc_hub.cloning.fitting.refine import Recipe
+from pnc_hub.cloning.fitting.stitch import Candidate
+from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.images.data import Images
+from pnc_hub.cloning.measuring.evaluate import gather
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.refine import Recipe
-from pnc_hub.cloning.select import ROUNDS, Size, _local_set, _reject_rows, _trials, best_clone
-from pnc_hub.cloning.stitch import Candidate
+from pnc_hub.cloning.search.curve import Place, macs
+from pnc_hub.cloning.search.select import ROUNDS, Size, _local_set, _reject_rows, _trials, best_clone
 from pnc_hub.errors import InsertionPointError, SourceError
 from pnc_hub.module import Adapter, CloneModule
 

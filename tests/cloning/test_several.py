@@ -8,7 +8,7 @@ from test_learn import CLASSES, NEW, learn, squares
 from torch.utils.flop_counter import FlopCounterMode
 
 import pnc_hub
-from pnc_hub.artifact import Clone
+from pnc_hub.hub.clone import Clone
 
 T = 7
 

@@ -7,11 +7,11 @@ from common import images, tiny_model
 from torch import nn
 from torch.testing import assert_close
 
-from pnc_hub.cloning import stitch
+from pnc_hub.cloning.fitting import stitch
+from pnc_hub.cloning.fitting.ridge import Moments, fit_rows, ridge
+from pnc_hub.cloning.fitting.stitch import admissible_pairs, search
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.stitch import Moments, admissible_pairs, fit_rows, ridge, search
-from pnc_hub.module import to_maps
-from pnc_hub.points import INPUT, InsertionPoint
+from pnc_hub.models.insertion import INPUT, InsertionPoint, to_maps
 
 CPU = torch.device("cpu")
 
@@ -67,7 +67,7 @@ def test_the_error_is_the_summed_square_of_the_residuals():
 
 def test_the_penalty_is_the_best_on_held_out_rows():
     few, held_out = moments(*rows(8, seed=1)), moments(*rows(500, seed=2))
-    errors = [held_out.error(few.solve(strength)) for strength in stitch.RIDGES]
+    errors = [held_out.error(few.solve(strength)) for strength in ridge.RIDGES]
     assert held_out.error(ridge(few, held_out)) == min(errors)
     assert min(errors) < max(errors)
 

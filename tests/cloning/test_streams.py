@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pnc_hub.cloning import streams
-from pnc_hub.cloning.streams import Streamed
+from pnc_hub.cloning.images import streams
+from pnc_hub.cloning.images.streams import Streamed
 
 
 def noise(mode="RGB", side=16):

@@ -7,9 +7,10 @@ from test_localize import parts
 from torch import nn
 from torch.testing import assert_close
 
-from pnc_hub.cloning.localize import _stand_in, parameters
-from pnc_hub.cloning.units import masked, units_of
-from pnc_hub.module import empty
+from pnc_hub.cloning.pruning.localize import _stand_in
+from pnc_hub.cloning.pruning.units import masked, units_of
+from pnc_hub.models.cost import parameters
+from pnc_hub.models.insertion import empty
 
 
 def prunable(family):

@@ -19,8 +19,8 @@ from common import images
 from torch import nn
 
 import pnc_hub
-from pnc_hub import files
-from pnc_hub.config import seal
+from pnc_hub.artifact import files
+from pnc_hub.artifact.config import seal
 from pnc_hub.errors import ArtifactError, MalformedArtifactError, PncHubError
 
 SECONDS = 2.0  # of processor time: what else runs on the machine is not the artifact's doing

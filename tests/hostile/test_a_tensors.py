@@ -15,8 +15,8 @@ from common import images, tiny_clone, tiny_model
 
 import pnc_hub
 from hostile.harness import by_number, change, harmless, read_config, refused, replace, reseal, untouched
+from pnc_hub.artifact.files import MAX_HEADER_BYTES, PREFIX, WEIGHTS
 from pnc_hub.errors import IntegrityError, MalformedArtifactError, ProbeError, TargetError
-from pnc_hub.files import MAX_HEADER_BYTES, PREFIX, WEIGHTS
 
 Change = Callable[[bytes], bytes]
 

@@ -22,8 +22,8 @@ from hostile.harness import (
     write_config,
 )
 from pnc_hub import Clone
+from pnc_hub.artifact.files import CONFIG, MAX_CONFIG_BYTES
 from pnc_hub.errors import FingerprintMismatchError, FormatVersionError, IntegrityError, MalformedArtifactError
-from pnc_hub.files import CONFIG, MAX_CONFIG_BYTES
 
 HEAD = "tail/shapes/head.weight"
 LAYER = "tail/attributes/tail.layer3.0.conv1"

@@ -9,9 +9,9 @@ from torch import nn
 
 import pnc_hub
 from hostile.harness import change, put, read_config, refused, untouched, write_config
+from pnc_hub.artifact.files import CONFIG
 from pnc_hub.errors import ClassCollisionError, FingerprintMismatchError, InsertionPointError, PncHubError, TargetError
-from pnc_hub.files import CONFIG
-from pnc_hub.fingerprint import fingerprint
+from pnc_hub.models.fingerprint import fingerprint
 
 NOT_PATHS = {
     **{f"C67-{name}": name for name in ("__class__", "0.__class__", "__dict__", "_modules", "forward", "training", "weight")},

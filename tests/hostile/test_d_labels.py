@@ -7,9 +7,10 @@ from huggingface_hub import ModelCard
 
 import pnc_hub
 from hostile.harness import bounded, by_number, change, harmless, put, read_config, refused, untouched, write_config
-from pnc_hub import Clone, card
+from pnc_hub import Clone
+from pnc_hub.artifact.files import CARD, CONFIG
 from pnc_hub.errors import ClassCollisionError
-from pnc_hub.files import CARD, CONFIG
+from pnc_hub.hub import card
 
 LABELS = {
     "D77-the same": "bee",

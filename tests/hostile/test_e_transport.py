@@ -14,7 +14,8 @@ from torch import nn
 
 import pnc_hub
 from hostile.harness import bounded, untouched
-from pnc_hub import Clone, files
+from pnc_hub import Clone
+from pnc_hub.artifact import files
 from pnc_hub.errors import (
     ArtifactError,
     CloneNotFoundError,
@@ -23,7 +24,7 @@ from pnc_hub.errors import (
     MalformedArtifactError,
     PncHubError,
 )
-from pnc_hub.verification import FAILED, verify
+from pnc_hub.hub.verification import FAILED, verify
 
 HUGE = 2 << 30  # bytes
 STATUSES = (400, 401, 403, 404, 409, 412, 416, 429, 500, 503)

@@ -14,8 +14,8 @@ from hub_fixtures import change_weights
 import pnc_hub
 from hostile.harness import bounded, change, everything, harmless, read_config, refused, untouched
 from pnc_hub import Clone
+from pnc_hub.artifact.files import CONFIG, WEIGHTS
 from pnc_hub.errors import ArtifactError, CloneNotFoundError, IntegrityError, PublishError
-from pnc_hub.files import CONFIG, WEIGHTS
 
 FILES = pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import pnc_hub
 from hostile.harness import bounded, everything, refused, replace, untouched
+from pnc_hub.artifact.files import CONFIG, WEIGHTS
 from pnc_hub.errors import MalformedArtifactError, PncHubError, TargetError
-from pnc_hub.files import CONFIG, WEIGHTS
 
 
 @pytest.fixture

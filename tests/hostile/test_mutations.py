@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import pnc_hub
 from hostile.harness import bounded, everything, harmless, read_config, replace, sealed, write_config
 from pnc_hub import Clone
+from pnc_hub.artifact.files import CONFIG, PREFIX, PROBE, WEIGHTS
 from pnc_hub.errors import ArtifactError, PncHubError
-from pnc_hub.files import CONFIG, PREFIX, PROBE, WEIGHTS
 
 pytestmark = pytest.mark.slow
 EXAMPLES = 250

@@ -53,7 +53,7 @@ def main() -> None:
     from common import images, tiny_clone, tiny_model
 
     import pnc_hub
-    from pnc_hub import files
+    from pnc_hub.artifact import files
 
     torch.set_num_threads(1)
     for name, ((architecture, arguments), family, options) in CASES.items():

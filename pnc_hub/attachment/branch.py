@@ -1,0 +1,139 @@
+"""One clone at work: its module and its gate, where and as the target's features come."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pnc_hub import fusion
+from pnc_hub.artifact import files, probe
+from pnc_hub.errors import ImageError, InsertionPointError
+from pnc_hub.models.insertion import INPUT
+from pnc_hub.models.tensors import tensors_of
+from pnc_hub.module import CloneModule, Gate
+
+if TYPE_CHECKING:
+    from pnc_hub.artifact.config import AdapterConfig
+    from pnc_hub.hub.clone import Clone
+    from pnc_hub.models.preprocess import Preprocess
+
+
+class Branch:
+    """The module and the gate of one attached clone. Copies and pickles hold the clone and build their own.
+
+    A frozen branch follows the device and the dtype of the features that come, built anew from the clone's own tensors, so
+    that no precision is lost on the way. A trainable one stays in float32 and moves: its parameters are the same objects for
+    as long as it lives, as an optimizer needs them.
+    """
+
+    def __init__(
+        self,
+        clone: Clone,
+        adapter: AdapterConfig,
+        given: Preprocess,
+        device: torch.device,
+        dtype: torch.dtype,
+        trainable: bool = False,
+    ) -> None:
+        """For features on ``device`` in ``dtype``, in the image convention ``given``."""
+        self.clone, self.adapter, self.given, self.trainable = clone, adapter, given, trainable
+        self._parts = self._built(device, dtype)
+
+    def __call__(self, feature: Tensor, target_logits: Tensor) -> Tensor:
+        """Logits of the cloned classes [B, K], on the device and in the dtype of the target's [B, T]."""
+        self._check(feature)
+        kind = feature.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = torch.promote_types(feature.dtype, torch.float32) if autocast else feature.dtype
+        parts = self._parts
+        if parts[2] != feature.device or (parts[3] != dtype and not self.trainable):
+            parts = self._parts = self._moved(feature.device) if self.trainable else self._built(feature.device, dtype)
+        module, gate, _, own_dtype = parts
+        clone_logits, reject, features = module(feature if autocast else feature.to(own_dtype))
+        own = target_logits.to(feature.device)
+        with torch.autocast(kind, enabled=False) if autocast else nullcontext():  # fusion needs its float32
+            new = fusion.new_logits(own, clone_logits, gate(own, clone_logits, reject, features))
+        return new.to(target_logits.device)
+
+    def _check(self, feature: Tensor) -> None:
+        point = self.adapter.insertion
+        if point.module == INPUT:  # images are checked as such, and grey ones are given colours
+            return
+        axis = {"NCHW": 1, "NC": 1, "NHWC": 3, "NLC": 2}[point.layout]
+        if feature.dim() != len(point.layout) or feature.shape[axis] != point.channels:
+            raise InsertionPointError(
+                f"the clone reads {point.layout} features with {point.channels} channels at {point.module!r}, found"
+                f" {list(feature.shape)}; have an adapter made for this model"
+            )
+
+    def check_aspect(self, images: Tensor) -> None:
+        """Raise ``ImageError`` where ``images`` leave open how the tokens that come of them are arranged."""
+        _, height, width = self.given.input_size
+        if self.adapter.insertion.layout == "NLC" and images.shape[2] * width != images.shape[3] * height:
+            raise ImageError(
+                f"the clone reads tokens of images {height} high and {width} wide, or of others of these proportions, found"
+                f" {images.shape[2]} high and {images.shape[3]} wide; crop them, or attach the clone at the input"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        clone = self.learned() if self.trainable else self.clone
+        return {**self.__dict__, "clone": clone, "_parts": self._parts[2:]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._parts = self._built(*state["_parts"])
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of the module, then of the gate."""
+        for part in self._parts[:2]:
+            yield from part.parameters()
+
+    def learned(self) -> Clone:
+        """A clone with the weights as they are now, and a probe that expects them; what was measured before is left out."""
+        from pnc_hub.hub.clone import Clone
+
+        module, gate = self._parts[:2]
+        own: dict[str, nn.Module] = {"gate": gate}
+        if self.adapter.insertion.module != INPUT:
+            own["adapter"] = module.adapter
+        changed = {
+            files.WEIGHTS: nn.ModuleDict({"tail": module.tail, "head": module.head}),
+            self.adapter.file: nn.ModuleDict(own),
+        }
+        if self.adapter.insertion.module == INPUT:
+            changed[files.PREFIX] = nn.ModuleDict({"prefix": cast(nn.Sequential, module.adapter)[1]})
+        config, tensors = copy.deepcopy(self.clone.config), self.clone.all_tensors()
+        for file, part in changed.items():
+            now = tensors_of(part)
+            tensors[file] = {
+                name: now[name].detach().to("cpu", old.dtype, copy=True) for name, old in tensors[file].items()
+            }
+        clone = Clone(config, tensors)
+        for adapter in config.adapters:
+            adapter.metrics = {}
+            probe.refresh(clone, adapter)
+        return clone
+
+    def _moved(self, device: torch.device) -> tuple[CloneModule, Gate, torch.device, torch.dtype]:
+        module, gate, _, dtype = self._parts
+        return module.to(device), gate.to(device), device, dtype
+
+    def _built(self, device: torch.device, dtype: torch.dtype) -> tuple[CloneModule, Gate, torch.device, torch.dtype]:
+        """Built in a thread of its own: inference mode, tracing, default devices and functorch's levels are the caller's."""
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self._build, device, dtype).result()
+
+    def _build(self, device: torch.device, dtype: torch.dtype) -> tuple[CloneModule, Gate, torch.device, torch.dtype]:
+        module, gate = self.clone.build(self.adapter, self.given)
+        if not self.trainable:
+            return module.to(device, dtype), gate.to(device), device, dtype
+        own = copy.deepcopy((module, gate))
+        for part in own:
+            part.to(device, torch.float32).requires_grad_()
+        return *own, device, torch.float32

@@ -1,0 +1,200 @@
+"""``check``: would a clone attach to a model, how, and at what cost? Told without its weights, by the code that attaches."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pnc_hub.artifact.assembly import assemble
+from pnc_hub.artifact.config import AdapterConfig
+from pnc_hub.attachment import attachments, plan
+from pnc_hub.errors import ClassCollisionError, HubError, PncHubError
+from pnc_hub.hub.clone import Clone, open_clone
+from pnc_hub.hub.headers import Headers
+from pnc_hub.hub.lock import Lock
+from pnc_hub.models.cost import macs
+from pnc_hub.models.insertion import INPUT, empty
+from pnc_hub.models.preprocess import Preprocess
+from pnc_hub.report.rows import PORTED_ROWS, ROWS, rows_of, shown
+
+
+@dataclass
+class Compatibility:
+    """Whether and how a clone would attach to a model. What was not come to, because of a problem before, is None.
+
+    Attributes:
+        labels: the classes that the clone adds.
+        repo_id: where the clone is: a Hub id, a folder, or None.
+        revision: the commit that was looked at.
+        problem: the error that ``attach`` would raise, or None.
+        adapter: name of the adapter that would be used.
+        universal: whether that is the one that attaches at the input of any model.
+        insertion: the model's module that would be read (``"input"`` for the image itself).
+        others: why not, for each of the other adapters, by name.
+        warnings: what ``attach`` would warn of.
+        collisions: those of the labels that the model, or a clone attached to it, already has.
+        bytes: size of the files that would be read.
+        download: how much of that is not on this machine yet.
+        parameters: numbers in the module and gate.
+        macs: multiply-accumulates that the module adds per image.
+        metrics: what was measured when the adapter was made, by the names of ``pnc_hub.report.Report``.
+    """
+
+    labels: tuple[str, ...]
+    repo_id: str | None = None
+    revision: str | None = None
+    problem: PncHubError | None = None
+    adapter: str | None = None
+    universal: bool | None = None
+    insertion: str | None = None
+    others: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    collisions: tuple[str, ...] = ()
+    bytes: int | None = None
+    download: int | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def attaches(self) -> bool:
+        """Whether ``attach`` would succeed."""
+        return self.problem is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written to JSON."""
+        problem = self.problem and {"type": type(self.problem).__name__, "message": str(self.problem)}
+        return {"attaches": self.attaches, **vars(self), "problem": problem}
+
+    def __str__(self) -> str:
+        name = f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id or "the clone"
+        verdict = f"no: {type(self.problem).__name__}: {self.problem}" if self.problem else "yes"
+        rows = {
+            "attaches": verdict,
+            "adds": f"{len(self.labels)} classes: {', '.join(self.labels)}",
+            "adapter": self.adapter,
+            "reads the model at": self.insertion,
+            "bytes to download": self.download is not None and f"{self.download:,} of {self.bytes:,}",
+            "parameters": self.parameters and f"{self.parameters:,}",
+            "multiply-accumulates per image": self.macs and f"{self.macs:,}",
+            "classes that are there already": ", ".join(self.collisions),
+        }
+        measured = [
+            (text, shown(self.metrics[key], kind))
+            for key, text, kind in rows_of(self.metrics, _MEASURED)
+            if key in self.metrics
+        ]
+        more = [*measured, *((f"not {name}", reason) for name, reason in self.others.items())]
+        more += [("warning", text) for text in self.warnings]
+        lines = [(text, value) for text, value in [*rows.items(), *more] if value]
+        return "\n".join([name, *(f"  {text:<44}{value}" for text, value in lines)])
+
+
+# What the size of the module and the place of the insertion are is found out, not believed.
+_ROWS = {row[0]: row for row in (*PORTED_ROWS, *ROWS)}
+_MEASURED = tuple(row for row in _ROWS.values() if row[2] == "percent" or row[0] == "auroc")
+
+
+def check(
+    model: nn.Module,
+    clone: str | Path | Clone,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    lock: Lock | None = None,
+) -> Compatibility:
+    """Find out whether ``attach(model, clone)`` would succeed; no weights are downloaded, the model is only read.
+
+    Adapter, classes and structure are settled by the code that attaches, from ``config.json``, the headers of the weight
+    files and the sha256 that the Hub knows of them. Numbers that are still on the Hub are not looked at: a file whose sha256
+    is as recorded can hold NaN, which ``attach`` refuses. Files that are on this machine are read.
+
+    Args:
+        model: the timm classifier that the clone is meant for, with its weights.
+        clone: ``"user/name"``, ``"user/name@revision"``, a local folder, or a ``Clone``.
+        revision: branch, tag or commit sha on the Hub.
+        token: Hub token.
+        cache_dir: the Hub client's cache.
+        local_files_only: do not ask the Hub.
+        lock: as for ``attach``.
+
+    Returns:
+        The answer; ``.attaches`` is yes or no, ``.problem`` the error that ``attach`` would raise.
+
+    Raises:
+        ArtifactError: there is no clone to check: it was not found, is not the locked one, or its configuration is not valid.
+        HubError: the Hub did not answer.
+
+    Example:
+        >>> import pnc_hub, timm
+        >>> model = timm.create_model("resnet18").eval()
+        >>> print(pnc_hub.check(model, "user/clone-birds"))  # doctest: +SKIP
+    """
+    clone = open_clone(
+        clone, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only, lock=lock
+    )
+    found = Compatibility(clone.labels, clone.repo_id, clone.revision)
+    try:
+        _examine(model, clone, found)
+    except HubError:
+        raise
+    except PncHubError as error:
+        found.problem = found.problem or error
+    return found
+
+
+def _examine(model: nn.Module, clone: Clone, found: Compatibility) -> None:
+    """The steps of ``attach`` before anything is done to the model; ``found`` holds what they have come to."""
+    inside = plan.unwrapped(model)
+    plan.check_target(inside)
+    digests: dict[str, bytes] = {}  # no weight of the model is hashed twice, however many adapters there are
+    found.others = {adapter.name: _why_not(inside, clone, adapter, digests) for adapter in clone.config.adapters}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        adapter = plan.choose_adapter(inside, clone, "error", digests=digests)
+    del found.others[adapter.name]
+    found.warnings = tuple(str(warning.message) for warning in told)
+    found.adapter, found.universal, found.insertion = adapter.name, adapter.target is None, adapter.insertion.module
+    found.metrics = dict(adapter.metrics)
+    present = attachments(inside)
+    found.collisions = tuple(label for label, _ in plan.collisions(inside, clone, present))
+    try:
+        plan.check_labels(inside, clone, present)
+    except ClassCollisionError as error:  # one that may be allowed: the rest is of interest all the same
+        found.problem = error
+    with ThreadPoolExecutor(1) as pool, clone._named():  # inference mode and the like are the caller's alone
+        pool.submit(_measure, inside, clone, adapter, found).result()
+
+
+def _measure(model: nn.Module, clone: Clone, adapter: AdapterConfig, found: Compatibility) -> None:
+    """Put the clone together from headers, and count."""
+    given, headers = Preprocess.of(model), Headers(clone)
+    module, gate = assemble(clone.config, adapter, given, headers)
+    if not headers.absent:  # numbers that are here may be beyond the model's precision
+        module.to(plan.reference(model, adapter).dtype)
+    module = module.to("meta", torch.float32)
+    image = torch.empty(1, *given.input_size, device="meta")
+    at_input = adapter.insertion.module == INPUT
+    found.bytes = sum(headers.sizes.values())
+    found.download = sum(headers.sizes[file] for file in headers.absent)
+    found.parameters = sum(parameter.numel() for part in (module, gate) for parameter in part.parameters())
+    found.macs = macs(module, image if at_input else empty(adapter.insertion.point(), device="meta"))
+
+
+def _why_not(model: nn.Module, clone: Clone, adapter: AdapterConfig, digests: dict[str, bytes]) -> str:
+    """What would be said if the clone had no other adapter."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plan.choose_adapter(model, clone, "error", [adapter], digests)
+    except PncHubError as error:
+        return str(error)
+    return "it would fit too; the one that is used comes first"

@@ -1,0 +1,110 @@
+"""Running a model on the probe: does the target give the feature, and the model the answer, that is recorded?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pnc_hub.artifact.probe import enlarge, run
+from pnc_hub.errors import ProbeError, TargetError
+from pnc_hub.models.insertion import INPUT
+
+if TYPE_CHECKING:
+    from pnc_hub.artifact.config import AdapterConfig
+    from pnc_hub.attachment.branch import Branch
+    from pnc_hub.hub.clone import Clone
+
+
+# Relative error of the target's feature beyond which its weights or its structure are others; by size of its dtype.
+FEATURE_TOLERANCE = {8: 1e-3, 4: 1e-3, 2: 0.1}
+
+
+@torch.inference_mode()
+def feature_error(model: nn.Module, clone: Clone, adapter: AdapterConfig, size: tuple[int, ...]) -> float:
+    """Relative error of the target's feature on the probe; 0 for an adapter at the input, which reads no feature.
+
+    Args:
+        model: the target in eval mode.
+        clone: the clone.
+        adapter: one of its adapters, made for a target.
+        size: (C, H, W) of the target's images.
+    """
+    if adapter.insertion.module == INPUT:
+        return 0.0
+    shipped, seen = clone.probe(adapter), []
+    if shipped["image"].shape[1] != size[0]:
+        return float("inf")
+    reference = next(model.parameters(), torch.zeros(()))
+
+    def read(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        seen.append(output.clone())
+        raise _EnoughError
+
+    handle = model.get_submodule(adapter.insertion.module).register_forward_hook(read)
+    try:
+        # eagerly, because a compiled graph would not see the hook
+        with suppress(_EnoughError), torch.compiler.set_stance("force_eager"):
+            model(enlarge(shipped["image"], size).to(reference))
+    finally:
+        handle.remove()
+    wanted = shipped["feature"]
+    if not seen or seen[0].shape != wanted.shape:
+        return float("inf")
+    found = seen[0].float().cpu()
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+
+def verify(model: nn.Module, branch: Branch, end: int, run_as: Callable[[Tensor], Tensor]) -> float:
+    """Check that target and clone answer the probe as recorded, and that ``run_as`` answers an image as ``model`` does.
+
+    Args:
+        model: the target, in eval mode.
+        branch: an attached clone.
+        end: where its logits end in the output of ``model``.
+        run_as: how the model is run.
+
+    Returns:
+        The largest absolute difference from the probe's expected logits.
+
+    Raises:
+        ProbeError: one of them does not.
+    """
+    kind, insertion, size = type(model).__name__, branch.adapter.insertion.module, branch.given.input_size
+    difference = run(branch.clone, branch.adapter)
+    reference = next(model.parameters(), torch.zeros(()))
+    error = feature_error(model, branch.clone, branch.adapter, size)
+    if not error <= FEATURE_TOLERANCE.get(reference.element_size(), FEATURE_TOLERANCE[2]):
+        raise ProbeError(
+            f"{kind} answers the probe at {insertion!r} with another feature than the target that the clone was made for"
+            f" (relative error {error:.2g}): its weights or its structure are others. Load those weights, or have an"
+            " adapter made for this model."
+        )
+    shipped = branch.clone.probe(branch.adapter)["image"][:1]
+    image = enlarge(shipped if shipped.shape[1] == size[0] else shipped.mean(1, keepdim=True), size)
+    image = image.expand(-1, size[0], -1, -1).to(reference)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            expected = model(image)
+        found = run_as(image)
+    except TargetError as error:
+        raise ProbeError(str(error)) from error
+    if not bool(expected[:, end - len(branch.clone.labels) : end].isfinite().all()):
+        raise ProbeError(
+            f"the clone has no answer to its probe in {str(expected.dtype).removeprefix('torch.')}: it overflows. Convert the"
+            " model to bfloat16 or float32"
+        )
+    complete = expected.shape[1] >= end and found.shape == expected.shape
+    if not complete or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
+        raise ProbeError(
+            f"the callable returns {list(found.shape)} and does not carry the clone's logits: it was compiled or captured"
+            " before the clone was attached. Attach first, or call torch.compiler.reset()."
+        )
+    return difference
+
+
+class _EnoughError(Exception):
+    """The feature has been read; the rest of the pass is not wanted."""

@@ -1,0 +1,1 @@
+"""Adapters, gates and their training."""

@@ -1,0 +1,151 @@
+"""Adapters in closed form, and the search for the insertion point.
+
+Source and target are frozen, so one forward pass of each gives the features at every point. For each admissible pair
+(target point, source cut) the moments X'X and X'Y are accumulated in float64 and the adapter is the solution of a ridge
+regression. How well a pair does is judged by what comes out at the end (``pnc_hub.cloning.search.curve``), not by how
+similar two layers look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pnc_hub.cloning.fitting.ridge import RIDGES, Moments, ridge
+from pnc_hub.cloning.networks import SourceAndTarget
+from pnc_hub.models.insertion import INPUT, InsertionPoint, to_maps
+from pnc_hub.models.preprocess import resize
+from pnc_hub.module import Adapter
+
+POSITIONS = 64
+PER_STAGE = 2
+
+
+@dataclass
+class Candidate:
+    """A way to stitch the source's tail to the target.
+
+    Attributes:
+        target: where the target is read.
+        source: where the source is cut.
+        adapter: the closed-form adapter between them.
+    """
+
+    target: InsertionPoint
+    source: InsertionPoint
+    adapter: Adapter
+
+
+# by target point and the source's grid, the sources whose maps are fitted side by side
+Stages = dict[tuple[InsertionPoint, tuple[int, int]], list[InsertionPoint]]
+
+
+def admissible_pairs(
+    points: dict[str, InsertionPoint], cuts: dict[str, InsertionPoint], insertion: str | None, cut: str | None
+) -> list[tuple[InsertionPoint, InsertionPoint]]:
+    """Pairs worth trying: a few points per stage, and no map is interpolated to more than twice its size.
+
+    ``insertion`` and ``cut`` restrict the search to one point of the target or the source.
+    """
+    targets = [points[insertion]] if insertion else _per_stage(p for p in points.values() if p.name != INPUT)
+    sources = [cuts[cut]] if cut else _per_stage(cuts.values())
+
+    def fits(target: InsertionPoint, source: InsertionPoint) -> bool:
+        if target.layout == "NC":
+            return source.grid == (1, 1)
+        return 2 * target.grid[0] >= source.grid[0] and 2 * target.grid[1] >= source.grid[1]
+
+    return [(target, source) for target in targets for source in sources if fits(target, source)]
+
+
+def search(
+    networks: SourceAndTarget,
+    accelerator: Accelerator,
+    fit: Iterable[Any],
+    held_out: Iterable[Any],
+    pairs: list[tuple[InsertionPoint, InsertionPoint]],
+    seed: int,
+) -> list[Candidate]:
+    """Every pair with its closed-form adapter.
+
+    Args:
+        networks: source and target.
+        accelerator: reduces the moments where there are several processes.
+        fit: batches of (images, labels) to fit on; labels are not used.
+        held_out: batches to choose the penalty on.
+        pairs: as from ``admissible_pairs``.
+        seed: positions of large maps are sampled with it.
+    """
+    stages: Stages = {}
+    for target, source in pairs:
+        stages.setdefault((target, source.grid), []).append(source)
+    fitted, checked = (_collect(networks, accelerator, batches, stages, seed) for batches in (fit, held_out))
+    candidates = []
+    for (target, grid), sources in stages.items():
+        solutions = [fitted[target, grid].solve(strength) for strength in RIDGES]
+        widths = [source.channels for source in sources]
+        for source, end in zip(sources, accumulate(widths), strict=True):
+            columns = slice(end - source.channels, end)
+            best = min(solutions, key=lambda weights: checked[target, grid].error(weights, columns))
+            adapter = Adapter(target, source, device=networks.device).requires_grad_(False)
+            _set(adapter.map, best[:, columns])
+            if adapter.prefix is not None:
+                _set(adapter.prefix, ridge(fitted[target, source], checked[target, source]))
+            candidates.append(Candidate(target, source, adapter))
+    return candidates
+
+
+@torch.no_grad()
+def _collect(
+    networks: SourceAndTarget, accelerator: Accelerator, batches: Iterable[Any], stages: Stages, seed: int
+) -> dict[Any, Moments]:
+    """Moments of the maps by (target point, grid), of all sources of that grid side by side; of class tokens by pair."""
+    moments: dict[Any, Moments] = {key: Moments() for key in stages}
+    for (target, _), sources in stages.items():
+        moments |= {(target, source): Moments() for source in sources if source.prefix_tokens}
+    cuts = {source.name for sources in stages.values() for source in sources}
+    # the same positions in every image, so that it does not matter which process reads which
+    places = {grid: _positions(grid, seed).to(networks.device) for _, grid in stages}
+    for images, _ in batches:
+        _, read = networks.target(images, {target.name for target, _ in stages})
+        taught = networks.teach(images, cuts).features
+        for (target, grid), sources in stages.items():
+            maps = resize(to_maps(read[target.name], target), grid)
+            goals = [_rows(to_maps(taught[source.name], source), places[grid]) for source in sources]
+            moments[target, grid].add(_rows(maps, places[grid]), torch.cat(goals, 1))
+            for source in sources:
+                if source.prefix_tokens:
+                    tokens = taught[source.name][:, : source.prefix_tokens].flatten(1)
+                    moments[target, source].add(maps.mean((2, 3)), tokens)
+    return {key: value.reduced(accelerator) for key, value in moments.items()}
+
+
+def _per_stage(points: Iterable[InsertionPoint]) -> list[InsertionPoint]:
+    """At most ``PER_STAGE`` of the points that have the same shape, evenly spread, the last among them."""
+    stages: dict[tuple[Any, ...], list[InsertionPoint]] = {}
+    for point in points:
+        stages.setdefault((point.channels, point.grid, point.layout), []).append(point)
+    chosen = []
+    for stage in stages.values():
+        count = min(PER_STAGE, len(stage))
+        chosen += [stage[len(stage) * (place + 1) // count - 1] for place in range(count)]
+    return chosen
+
+
+def _positions(grid: tuple[int, int], seed: int) -> Tensor:
+    return torch.randperm(grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))[:POSITIONS]
+
+
+def _rows(maps: Tensor, positions: Tensor) -> Tensor:
+    return maps.flatten(2)[:, :, positions].transpose(1, 2).flatten(0, 1)
+
+
+def _set(layer: nn.Linear, weights: Tensor) -> None:
+    layer.weight.data.copy_(weights[:-1].T)
+    layer.bias.data.copy_(weights[-1])

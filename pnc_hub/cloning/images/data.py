@@ -1,0 +1,298 @@
+"""Images for learning a clone: folders, timm data sets or torch datasets, brought to (tensor, label) pairs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from pnc_hub.artifact import checks
+from pnc_hub.cloning.images.folders import Photos, readable
+from pnc_hub.cloning.images.streams import Streamed
+from pnc_hub.errors import DataError, ImageError, PncHubError, SourceError
+from pnc_hub.models import labels
+from pnc_hub.models.classifier import as_classifier
+from pnc_hub.models.labels import same_label
+from pnc_hub.models.preprocess import Preprocess, upright
+
+UNLABELLED = -1
+# Names that timm.data.create_dataset opens, and what has to be installed for them.
+READERS: dict[str, tuple[str, ...]] = {
+    "hfds": ("datasets",),
+    "hfids": ("datasets",),
+    "tfds": ("tensorflow", "tensorflow_datasets"),
+    "torch": (),
+    "wds": ("webdataset",),
+}
+
+
+class Images(Dataset[Any]):
+    """Images of some classes of ``dataset``, transformed for ``preprocess``, with labels of our own numbering."""
+
+    def __init__(self, dataset: Any, preprocess: Preprocess, relabel: Mapping[int, int] | None) -> None:
+        """``relabel`` maps a label of ``dataset`` to ours; images of other labels are left out. None: all, unlabelled."""
+        self.dataset, self.preprocess = dataset, preprocess
+        given = [UNLABELLED] * len(dataset) if relabel is None else _labels(dataset)
+        relabel = {UNLABELLED: UNLABELLED} if relabel is None else relabel
+        self.indices = readable(dataset, [index for index, label in enumerate(given) if label in relabel])
+        self.labels = [relabel[given[index]] for index in self.indices]
+        self.transform = _transform(preprocess)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        item = self.dataset[self.indices[index]]
+        image = item[0] if isinstance(item, (tuple, list)) else item
+        return self._tensor(image), self.labels[index]
+
+    def _tensor(self, image: Any) -> Tensor:
+        if isinstance(image, Tensor):
+            if not image.is_floating_point() or tuple(image.shape) != self.preprocess.input_size:
+                raise ImageError(
+                    f"tensor images are taken as the target's inputs: floats of shape {list(self.preprocess.input_size)};"
+                    f" found {image.dtype} {list(image.shape)}. Give PIL images to have them transformed."
+                )
+            return image
+        if not hasattr(image, "convert"):
+            raise ImageError(f"an image is a PIL image or a tensor, found {type(image).__name__}")
+        transformed: Tensor = self.transform(upright(image, self.preprocess.input_size[0]))
+        return transformed
+
+
+def open_dataset(data: Any, seed: int = 0) -> Any:
+    """Images from wherever they are, as a dataset of (image, label) that can be read by index.
+
+    Args:
+        data: one of
+
+            1. a folder with a folder of images per class;
+            2. a tar file with a folder of images per class, or a folder of tar files, one per class;
+            3. a name that ``timm.data.create_dataset`` opens, of which the split ``train`` is read: ``hfds/user/name``,
+               ``hfids/user/name``, ``tfds/name``, ``torch/name``, ``wds/folder`` or ``wds/folder/{0000..0099}.tar``;
+            4. a dataset of ``timm.data`` or torch, for other splits or labels.
+        seed: of the sample that is drawn from a stream (``hfids``, ``tfds``, ``wds`` or a torch ``IterableDataset``), see
+            ``pnc_hub.cloning.images.streams``. Every one of several processes reads the whole stream, and it must give the same
+            images in the same order to each.
+
+    Raises:
+        DataError: it is none of these, or can not be read, or a package for it is missing.
+    """
+    name = str(data) if isinstance(data, (str, Path)) else None
+    if name is not None:
+        data = _failing(f"no images could be read from {name!r}", _opened, name)
+    if isinstance(data, IterableDataset):
+        _unshard(getattr(data, "reader", None))
+        what = "the stream" if name is None else repr(name)
+        return _failing(f"no images could be read from {what}", _sampled, data, seed)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return data
+    raise DataError(
+        "images come as a folder of class folders, a tar file, a timm.data.create_dataset name, or a dataset of (image, label);"
+        f" received a {type(data).__name__}"
+    )
+
+
+def _failing(what: str, read: Any, *arguments: Any) -> Any:
+    try:
+        return read(*arguments)
+    except PncHubError:
+        raise
+    except Exception as error:  # readers of every kind and origin stand behind these calls
+        raise DataError(f"{what} ({type(error).__name__}: {error})") from error
+
+
+def _opened(name: str) -> Any:
+    from timm.data import create_dataset
+    from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+
+    path = Path(name)
+    if (path.is_file() and path.suffix == ".tar") or (path.is_dir() and any(path.glob("*.tar"))):
+        # without its cache, which it writes beside the data
+        return Photos.of(name, reader=ReaderImageInTar(name, cache_tarinfo=False))
+    if path.is_dir():
+        return Photos.of(name)
+    kind, _, rest = name.partition("/")
+    if kind.lower() not in READERS or not rest:
+        raise DataError(
+            f"{name!r} is no folder. Valid are: 1. a folder with a folder of images per class; 2. a tar file of such, or a"
+            f" folder of tar files; 3. a name that timm.data.create_dataset opens ({'/, '.join(READERS)}/...); 4. a dataset of"
+            " (image, label)"
+        )
+    missing = [package for package in READERS[kind.lower()] if find_spec(package) is None]
+    if missing:
+        raise DataError(f"{name!r} is read with {' and '.join(missing)}: pip install {' '.join(missing)}")
+    if kind.lower() == "wds":
+        root, _, shards = rest.rpartition("/")
+        root, split = (root, shards) if ".tar" in shards else (rest, "train")
+        return create_dataset("wds/", root=root, split=split)
+    if kind.lower() == "torch":
+        return create_dataset(name, root="", split="train")
+    # streams are read to their end, so that it does not matter that their length may be unknown
+    length: dict[str, Any] = {"num_samples": 1} if kind.lower() == "hfids" else {}
+    return create_dataset(name, split="train", **length)
+
+
+def _sampled(stream: IterableDataset[Any], seed: int) -> Streamed:
+    sample = Streamed(stream, seed)
+    reader = getattr(stream, "reader", None)
+    features = getattr(getattr(reader, "ds", None), "features", None) or {}  # hfids may know them only now
+    label = features.get(getattr(reader, "target_key", "label"))
+    sample.classes = class_names(stream) or getattr(label, "names", None)
+    return sample
+
+
+def _unshard(reader: Any) -> None:
+    """Let every process read all of the stream; timm's readers take the share of their process."""
+    if hasattr(reader, "dist_num_replicas"):
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+        reader.global_num_workers = getattr(reader, "num_workers", 1)
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """Names of the labels 0, 1, ... of ``dataset``, or None where it has none."""
+    places = (getattr(dataset, "reader", None), dataset)
+    found = (getattr(place, name, None) for place in places for name in ("class_to_idx", "class_name_to_idx"))
+    to_index = next(filter(None, found), None)
+    if to_index:
+        return [str(name) for name, _ in sorted(to_index.items(), key=lambda item: item[1])]
+    names = getattr(dataset, "classes", None)
+    return [str(name) for name in names] if names is not None else None
+
+
+def resolve_classes(classes: Mapping[str, int] | Sequence[str | int], source: nn.Module) -> dict[str, int]:
+    """Label -> row of the source's head.
+
+    Args:
+        classes: a mapping, or labels or indices of the source's classes.
+        source: the source.
+
+    Raises:
+        SourceError: a class is not one of the source's, or is named twice.
+    """
+    count = as_classifier(source).num_classes
+    known = labels.class_names(source, count)
+    if isinstance(classes, str):
+        raise SourceError(f"classes are a list or a mapping, received the text {classes!r:.80}; give [{classes!r:.80}]")
+    if isinstance(classes, Mapping):
+        resolved = [(str(label), _plain(index)) for label, index in classes.items()]
+    else:
+        resolved = [_resolve(_plain(entry), known, source, count) for entry in classes]
+    for label, index in resolved:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+            raise SourceError(f"class {label!r} is index {index!r}, and the source has classes 0 to {count - 1}")
+        try:
+            checks.text(label)
+        except ValueError as error:
+            raise SourceError(f"a class can not have this name: {error}") from None
+    different = {index for _, index in resolved}, {same_label(label) for label, _ in resolved}
+    if not resolved or any(len(values) != len(resolved) for values in different):
+        raise SourceError(f"give at least one class, each once and under its own name; received {list(classes)!r:.200}")
+    return dict(resolved)
+
+
+def relabel_cloned(classes: dict[str, int], source: nn.Module, dataset: Any) -> dict[int, int]:
+    """Label of the data set -> position among the cloned classes.
+
+    Without names the data set's labels are the source's class indices; with names they are matched to the cloned labels, to
+    the other names that the source's classes go by, and to their indices.
+    """
+    names, known = class_names(dataset), labels.class_names(source, as_classifier(source).num_classes)
+    if names is None:
+        return {index: position for position, index in enumerate(classes.values())}
+    label_of = {same_label(name): label for label, name in enumerate(names)}
+    mapped = {}
+    for position, (label, index) in enumerate(classes.items()):
+        aliases = (label, str(index), *(known[index] if known else ()))
+        found = next((label_of[same_label(alias)] for alias in aliases if same_label(alias) in label_of), None)
+        if found is None:
+            raise DataError(
+                f"no images of class {label!r} (source index {index}): the data has {', '.join(names[:20])}. Name its folder"
+                f" {label!r} or {str(index)!r}"
+            )
+        mapped[found] = position
+    return mapped
+
+
+def relabel_target(target: nn.Module, dataset: Any, cloned: Iterable[str]) -> dict[int, int]:
+    """Label of the data set -> index of the target's class, or -1 for all where the names do not tell.
+
+    Images of classes that have the name of a ``cloned`` one are left out: they are no examples of anything else.
+    """
+    names, count = class_names(dataset), as_classifier(target).num_classes
+    if names is None:
+        return {index: index for index in range(count)}
+    known = labels.class_names(target, count)
+    if known is None and len(names) == count:
+        return {index: index for index in range(count)}
+    index_of = {same_label(name): index for index, aliases in enumerate(known or ()) for name in aliases}
+    new = {same_label(label) for label in cloned}
+    mapped = {label: index_of.get(same_label(name)) for label, name in enumerate(names) if same_label(name) not in new}
+    known_ones = {label: index for label, index in mapped.items() if index is not None}
+    return known_ones if len(known_ones) == len(mapped) else dict.fromkeys(mapped, UNLABELLED)
+
+
+def other_classes(dataset: Any, cloned: Mapping[int, int]) -> dict[int, int]:
+    """Label of the data set -> -1, for the labels that are not cloned."""
+    return {label: UNLABELLED for label in set(_labels(dataset)) - set(cloned)}
+
+
+def _plain(value: Any) -> Any:
+    """The same number as an int where it is an integer of another type (numpy's)."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def _resolve(entry: Any, known: list[tuple[str, ...]] | None, source: nn.Module, count: int) -> tuple[str, int]:
+    if isinstance(entry, int):
+        return (labels.spoken(known[entry]) if known and 0 <= entry < count else str(entry)), entry
+    if not isinstance(entry, str):
+        raise SourceError(f"a class is named by its label or its index, received {entry!r:.80}")
+    same = [index for index, names in enumerate(known or []) if same_label(entry) in map(same_label, names)]
+    if len(same) != 1:
+        close = difflib.get_close_matches(entry, [name for names in known or [] for name in names], 3, 0.7)
+        first = ", ".join(map(labels.spoken, (known or [])[:10]))
+        have = f"its classes are {first} ..." if known else "it does not record the names of its classes"
+        raise SourceError(
+            f"{entry!r} names {len(same)} of the {count} classes of {type(source).__name__}:"
+            f" {f'did you mean {close[0]!r}?' if close else f'{have}.'} Or give a mapping from label to class index, as in"
+            " classes={'heron': 131}"
+        )
+    return entry, same[0]
+
+
+def _labels(dataset: Any) -> list[int]:
+    """Label of every image, without reading the images if the dataset allows it."""
+    reader: Any = getattr(dataset, "reader", None)
+    targets: Any = getattr(dataset, "targets", None)
+    if hasattr(reader, "iter_targets"):  # Hugging Face datasets: the column
+        targets = _failing("the labels could not be read", list, reader.iter_targets())
+    elif hasattr(reader, "targets"):  # tar files
+        targets = reader.targets
+    elif hasattr(reader, "samples"):  # folders
+        targets = (sample[1] for sample in reader.samples)
+    elif targets is None and isinstance(dataset, torch.utils.data.TensorDataset):
+        targets = dataset.tensors[1]
+    if targets is None:
+        targets = (dataset[index][1] for index in range(len(dataset)))
+    renumber = getattr(dataset, "target_transform", None) if reader is not None else None
+    return [int(renumber(label) if renumber else label) for label in targets]
+
+
+def _transform(preprocess: Preprocess) -> Any:
+    from timm.data import create_transform
+
+    return create_transform(
+        preprocess.input_size,
+        is_training=False,
+        interpolation=preprocess.interpolation,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        crop_pct=preprocess.crop_pct,
+    )

@@ -1,0 +1,1 @@
+"""What a clone does on held-out images."""

@@ -1,0 +1,201 @@
+"""Measuring a clone: the joint answer over old and new classes, with no hint which side an image belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from pnc_hub import attachment, fusion
+from pnc_hub.cloning.fitting.gate import auroc
+from pnc_hub.cloning.measuring.album import Album
+from pnc_hub.hub.clone import Clone
+from pnc_hub.models.fingerprint import state_digest
+from pnc_hub.report.series import Histogram, Reliability, class_metrics, pair_metrics
+
+
+class Side(NamedTuple):
+    """A few numbers of each image of one side, with the clone attached."""
+
+    answer: Tensor  # [N] among all classes, the target's first
+    confidence: Tensor  # [N] probability of the answer
+    gate_logit: Tensor  # [N]
+    margin: Tensor  # [N] by how much the best cloned class beats the target's best, in log-odds
+    digest: Tensor  # [N] of the target's own logits
+    label: Tensor  # [N] the target's class or -1, or the position among the cloned classes
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen of a clone on held-out images.
+
+    Attributes:
+        width: number of the target's classes.
+        count: number of cloned classes.
+        new: images of the cloned classes.
+        old: images of the target's classes, if there were any.
+        alone: answer [N] and confidence [N] of the target alone on ``old``.
+        restored: whether outputs and state were the same bit for bit once the clone was gone.
+    """
+
+    width: int
+    count: int
+    new: Side
+    old: Side | None
+    alone: tuple[Tensor, Tensor] | None
+    restored: bool
+
+    def shares(self) -> dict[str, Any]:
+        """What ``measure`` returns."""
+        new, old = self.new, self.old
+        result: dict[str, Any] = {"tar": _share(new.answer == new.label + self.width)}
+        names = ("ori", "avg", "avg_u", "diverted", "missed", "auroc", "kl", "target_alone", "ece", "ece_alone")
+        result.update(dict.fromkeys(names))
+        result["missed"] = _share(new.answer < self.width)
+        if old is not None:
+            result["diverted"] = _share(old.answer >= self.width)
+            result["auroc"] = auroc(new.gate_logit, old.gate_logit)
+            result["kl"] = float(fusion.divergence(old.gate_logit).mean())
+        if old is not None and self.alone is not None and self.labelled:
+            right = self.alone[0] == old.label
+            result["ori"], result["target_alone"] = _share(old.answer == old.label), _share(right)
+            result["avg_u"] = (result["ori"] + result["tar"]) / 2
+            result["avg"] = (self.width * result["ori"] + self.count * result["tar"]) / (self.width + self.count)
+            result["ece"] = self._reliability(old).ece
+            result["ece_alone"] = Reliability.count(self.alone[1].tolist(), right.tolist()).ece
+        return {**result, "restored": self.restored}
+
+    def series(self) -> dict[str, float]:
+        """What figures are drawn of, see ``pnc_hub.report.series``: shares are not enough for them."""
+        new, old = self.new, self.old
+        labels, crossed = new.label.tolist(), new.answer < self.width
+        margins = Histogram.count(new.margin.tolist(), [] if old is None else old.margin.tolist())
+        pairs = zip(new.label[crossed].tolist(), new.answer[crossed].tolist(), strict=True)
+        found: dict[str, float] = {
+            "held_out.new": len(labels),
+            **margins.metrics(),
+            **class_metrics(labels, (new.answer == new.label + self.width).tolist(), crossed.tolist()),
+            **pair_metrics("new", pairs),
+        }
+        if old is not None:
+            found["held_out.old"] = len(old.label)
+            if self.labelled:
+                gone = old.answer >= self.width
+                answers = (old.answer[gone] - self.width).tolist()
+                found |= pair_metrics("old", zip(old.label[gone].tolist(), answers, strict=True))
+                found |= self._reliability(old).metrics()
+        return found
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the class of every image of the target's is known."""
+        return self.old is not None and bool((self.old.label >= 0).all())
+
+    def _reliability(self, old: Side) -> Reliability:
+        """Over the images of both sides."""
+        right = torch.cat([self.new.answer == self.new.label + self.width, old.answer == old.label])
+        return Reliability.count(torch.cat([self.new.confidence, old.confidence]).tolist(), right.tolist())
+
+
+def measure(target: nn.Module, clone: Clone, cloned: Iterable[Any], old: Iterable[Any] | None) -> dict[str, Any]:
+    """Attach ``clone`` to ``target``, run it on held-out images, detach it.
+
+    Args:
+        target: the model, in eval mode.
+        clone: the clone.
+        cloned: batches of (images, position among the cloned classes).
+        old: batches of (images, class of the target, or -1 where it is not known), or None.
+
+    Returns:
+        ``ori``, ``tar``, ``avg`` (weighted by numbers of classes), ``avg_u``, ``diverted``, ``missed`` (images of the cloned
+        classes that the target answers), ``auroc``, ``kl``, ``target_alone``, ``ece`` (expected calibration error of the joint
+        answer over both sides, 15 bins), ``ece_alone`` (of the target alone on its own) (fractions; None where there is
+        nothing to measure), and ``restored``: whether outputs and state were the same bit for bit.
+    """
+    return observe(target, clone, cloned, old).shares()
+
+
+@torch.inference_mode()
+def observe(
+    target: nn.Module, clone: Clone, cloned: Iterable[Any], old: Iterable[Any] | None, album: Album | None = None
+) -> Observed:
+    """As ``measure``, and all that figures need. Of each image a few numbers are kept, and ``album`` keeps a few images."""
+    before = state_digest(target)
+    device = next(target.parameters()).device
+    example: list[Tensor] = []  # the last batch, if this process has any
+
+    def joint(images: Tensor) -> tuple[Tensor, ...]:
+        example[:] = [images.to(device)]
+        logits = target(*example)
+        best, own = logits.double().log_softmax(1).max(1), logits[:, :width]
+        margin = logits[:, width:].double().amax(1) - own.double().amax(1)
+        seen[:] = [logits]
+        return best.indices, best.values.exp(), _gate_logit(logits, width), margin, _digest(own)
+
+    def by_itself(images: Tensor) -> tuple[Tensor, ...]:
+        logits = target(images.to(device))
+        best = logits.double().softmax(1).max(1)
+        return best.indices, best.values, _digest(logits)
+
+    known = alone = None
+    seen: list[Tensor] = []
+
+    def shown(batches: Iterable[Any], new: bool) -> Iterable[Any]:
+        """The same batches; each goes to the album once it was answered."""
+        for images, labels in batches:
+            yield images, labels
+            if album is not None:
+                album.see(images, labels, seen[0], width, new)
+
+    with attachment.attach(target, clone, on_collision="allow") as joined:
+        width, count = joined.logit_slice.start, len(clone.labels)
+        new = Side(*gather(joint, shown(cloned, True)))
+        if old is not None:
+            known = Side(*gather(joint, shown(old, False)))
+        attached_part = [target(images)[:, :width] for images in example]
+    same = True
+    if known is not None and old is not None:
+        answer, confidence, digest, _ = gather(by_itself, old)
+        alone, same = (answer, confidence), torch.equal(known.digest, digest)
+    same = same and all(map(torch.equal, map(target, example), attached_part)) and state_digest(target) == before
+    return Observed(width, count, new, known, alone, all(gather_object([bool(same)])))
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of rows whose largest logit is at their label."""
+    return _share(logits.argmax(1) == labels)
+
+
+@torch.no_grad()
+def gather(read: Callable[[Tensor], tuple[Tensor, ...]], batches: Iterable[Any]) -> tuple[Tensor, ...]:
+    """The columns ``read(images)`` and the labels, over batches of (images, labels), in the order of one process.
+
+    Where there are several processes each has seen its share, and all get everything: only for what is small and bounded.
+    """
+    rows = [tuple(value.cpu() for value in (*read(images), labels)) for images, labels in batches]
+    if PartialState().num_processes > 1:
+        rounds = zip_longest(*gather_object([rows]))  # batch i was read by process i modulo their number
+        rows = [batch for turn in rounds for batch in turn if batch is not None]
+    return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+
+
+def _share(right: Tensor) -> float:
+    return float(right.float().mean())
+
+
+def _digest(logits: Tensor) -> Tensor:
+    """One integer [B] for each row's bits, so that outputs can be compared without being kept."""
+    bits = logits.float().contiguous().view(torch.int32).long()
+    odd = 2 * torch.arange(bits.shape[1], device=bits.device) + 1
+    return (bits * odd * 0x9E3779B97F4A7C1).sum(1)  # any change of one logit changes it: products with odd numbers
+
+
+def _gate_logit(logits: Tensor, width: int) -> Tensor:
+    """s, read back from the fused logits: log-odds of the new columns under the joint softmax."""
+    return logits[:, width:].double().logsumexp(1) - logits[:, :width].double().logsumexp(1)

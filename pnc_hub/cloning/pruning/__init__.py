@@ -1,0 +1,1 @@
+"""Which part of the source's tail is kept."""

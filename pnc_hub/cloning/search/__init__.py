@@ -1,0 +1,1 @@
+"""Where to read the target and where to cut the source."""

@@ -1,0 +1,291 @@
+"""Reading a clone from the Hugging Face Hub: one commit, the files that are needed, each checked on arrival."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pnc_hub.artifact import files
+from pnc_hub.errors import ArtifactError, CloneNotFoundError, HubError, IntegrityError, MalformedArtifactError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPO_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*/[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+
+# Seconds before a request is made again that failed for no reason of its own and that the client does not repeat.
+DELAYS = (0.5, 2.0)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Result = TypeVar("Result")
+
+
+def split_revision(name: str, revision: str | None) -> tuple[str, str | None]:
+    """``"user/name@revision"`` -> (``"user/name"``, ``"revision"``); a ``revision`` given apart must agree.
+
+    Example:
+        >>> split_revision("user/birds@v1.0", None)
+        ('user/birds', 'v1.0')
+    """
+    base, at, inside = name.partition("@")
+    if not is_repo_id(base):
+        return name, revision
+    if at and revision not in (None, inside):
+        raise CloneNotFoundError(
+            f"two revisions were given: {inside!r} in the name and revision={revision!r}; give one", repo_id=base
+        )
+    revision = inside if at else revision
+    if revision == "":
+        raise CloneNotFoundError("an empty revision was given; give a branch, tag or commit, or none", repo_id=base)
+    return base, revision
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether ``name`` has the form ``user/name`` of a Hub repository."""
+    return _REPO_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """Where the files of a clone in a folder are."""
+
+    folder: Path
+
+    def __call__(self, file: str, digest: str | None = None, most: int = files.MAX_FILE_BYTES) -> Path:
+        """The path of ``file``, whether it exists or not."""
+        return self.folder / file
+
+
+class HubFiles:
+    """Where the files of a clone on the Hub are, once downloaded: all from the commit at which config.json was found."""
+
+    def __init__(self, repo_id: str, revision: str | None, **options: Any) -> None:
+        """Resolve ``revision`` to a commit by fetching config.json.
+
+        Args:
+            repo_id: ``user/name``.
+            revision: branch, tag, pull request (``refs/pr/1``), commit or None.
+            **options: ``token``, ``cache_dir``, ``local_files_only`` and ``force_download`` of huggingface_hub.
+
+        Raises:
+            CloneNotFoundError: no such repository, revision or file, or it can not be reached and is not in the cache.
+            HubError: the Hub refused or failed, or the cache can not be written.
+            IntegrityError: what arrived is not what the Hub has a record of.
+        """
+        self.repo_id, self.options = repo_id, options
+        self.sizes: dict[str, int] = {}
+        self.config = self._download(files.CONFIG, revision, files.MAX_CONFIG_BYTES)
+        self.commit = self.config.parent.name
+        self.root = self.config.parents[3].resolve()  # the whole cache: repositories may share blobs
+        with explained(repo_id, self.commit, files.CONFIG):
+            self._check(self.config, files.CONFIG, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickled model must not carry the token of whoever attached the clone; a copy uses the stored one."""
+        return {**self.__dict__, "options": {**self.options, "token": None}}
+
+    def __call__(self, file: str, digest: str | None = None, most: int = files.MAX_FILE_BYTES) -> Path:
+        """Download ``file`` unless it is in the cache; its path.
+
+        Args:
+            file: name inside the artifact.
+            digest: sha256 that config.json records for it; that of the Hub must be the same.
+            most: bytes, beyond which the download is broken off.
+        """
+        path = self.config if file == files.CONFIG else self._download(file, self.commit, most)
+        self._check(path, file, digest)
+        return path
+
+    def _check(self, path: Path, file: str, digest: str | None) -> None:
+        if not path.resolve().is_relative_to(self.root):
+            raise self._refused("its file in the cache leads outside the cache", file)
+        recorded = Path(os.readlink(path)).name if path.is_symlink() else ""  # the cache names it by the Hub's digest
+        if digest is None and file == files.CONFIG and _digest_like(files.read_small(path, file), recorded) != recorded:
+            raise self._refused("it is not what the Hub has a record of", file)
+        if digest is not None and len(recorded) == 64 and recorded != digest:
+            raise self._refused(f"the Hub has another sha256 on record than {files.CONFIG}", file)
+
+    def _refused(self, reason: str, file: str) -> IntegrityError:
+        reason += "; download it again (force_download=True, or to another cache_dir)"
+        return IntegrityError(reason, repo_id=self.repo_id, revision=self.commit, file=file)
+
+    def cached(self, file: str, revision: str | None) -> str | None:
+        """Its path in the cache, if it may be taken from there."""
+        from huggingface_hub import try_to_load_from_cache
+
+        settled = self.options.get("local_files_only") or COMMIT.fullmatch(revision or "")
+        if not settled or self.options.get("force_download"):
+            return None
+        path = try_to_load_from_cache(self.repo_id, file, self.options.get("cache_dir"), revision)
+        return path if isinstance(path, str) else None
+
+    def _download(self, file: str, revision: str | None, most: int) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        others = sum(size for name, size in self.sizes.items() if name != file)
+
+        def download() -> str:
+            path: str = hf_hub_download(
+                self.repo_id,
+                file,
+                revision=revision,
+                library_name="pnc-hub",
+                tqdm_class=_bounded(min(most, files.MAX_TOTAL_BYTES - others), file),
+                **self.options,
+            )
+            return path
+
+        with explained(self.repo_id, revision, file):
+            # hf_hub_download would find the same, but prepare a request first, and for its headers ask the Hub
+            path = Path(self.cached(file, revision) or retried(download))
+            self.sizes[file] = path.stat().st_size
+            return path
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later: the Hub failed, or the connection broke off."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (500, 502, 503, 504)
+    if isinstance(error, (ArtifactError, LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled)):
+        return False
+    transport = HfHubHTTPError.__bases__[0]  # of the HTTP library, which is another one in other versions of the client
+    # hf_xet raises RuntimeError and ConnectionError; the client OSError without a number where a size is wrong
+    return isinstance(error, (transport, RuntimeError, OSError)) and getattr(error, "errno", None) is None
+
+
+def retried(call: Callable[[], Result], is_repeatable: Callable[[Exception], bool] = is_transient) -> Result:
+    """The result of ``call``, which is made again, at most twice, where ``is_repeatable`` says that this may help."""
+    for delay in DELAYS:
+        try:
+            return call()
+        except Exception as error:
+            if not is_repeatable(error):
+                raise
+        time.sleep(delay)
+    return call()
+
+
+def _digest_like(content: bytes, recorded: str) -> str:
+    """The digest of ``content`` of the kind that the Hub records: sha256 of large files, git's sha1 of others."""
+    if len(recorded) == 64:
+        return hashlib.sha256(content).hexdigest()
+    if COMMIT.fullmatch(recorded):
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return recorded
+
+
+def _bounded(limit: int, file: str) -> type:
+    """A progress bar that breaks a download off at ``limit`` bytes, announced or received: the client itself has no limit."""
+    from huggingface_hub.utils import tqdm
+
+    class Bounded(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            tqdm.__init__(self, *args, **kwargs)
+            self.received = 0.0
+            self._check(kwargs.get("total") or 0)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += n or 0
+            self._check(self.received)
+            shown: bool | None = super().update(n)
+            return shown
+
+        def _check(self, size: float) -> None:
+            if size > limit:
+                self.close()
+                raise MalformedArtifactError(f"{size} bytes or more, and {limit} are allowed", file=file)
+
+    return Bounded
+
+
+@contextmanager
+def explained(repo_id: str, revision: str | None, file: str) -> Iterator[None]:
+    """What the client raises within becomes an error of ours, with the remedy."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except ArtifactError as error:
+        raise error.at(repo_id=repo_id, revision=revision) from None
+    except Exception as error:  # huggingface_hub, its HTTP client and hf_xet each raise errors of their own
+        # where a copy in the cache would have served, the client wraps what the Hub answered
+        answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
+        kind, reason = _explanation(answer)
+        raise kind(reason, repo_id=repo_id, revision=revision, file=file) from error
+
+
+def _explanation(error: BaseException) -> tuple[type[ArtifactError], str]:
+    from huggingface_hub import errors as client
+
+    known: tuple[tuple[type[Exception], type[ArtifactError], str], ...] = (  # a class stands before its bases
+        (
+            client.GatedRepoError,
+            HubError,
+            "the repository is gated: ask for access on its page, then log in (hf auth login)",
+        ),
+        (
+            client.DisabledRepoError,
+            HubError,
+            "the Hub has disabled access to the repository: see its page for the reason, or take another clone",
+        ),
+        (
+            client.RepositoryNotFoundError,
+            CloneNotFoundError,
+            "no such repository on the Hub, or it is private: check the name, or log in (hf auth login)",
+        ),
+        (
+            client.RevisionNotFoundError,
+            CloneNotFoundError,
+            "the repository has no such revision (branch, tag, pull request or commit); give one of those on its page",
+        ),
+        (
+            client.LocalEntryNotFoundError,
+            CloneNotFoundError,
+            "not in the local cache, and the Hub was not asked or could not be reached; fetch it once while connected",
+        ),
+        (
+            client.EntryNotFoundError,
+            CloneNotFoundError,
+            "the repository has no such file, so it holds no clone; check the name and the revision",
+        ),
+        (client.HFValidationError, CloneNotFoundError, f"not a valid Hub id ({first_line(error)}); give 'user/name'"),
+    )
+    for met, kind, reason in known:
+        if isinstance(error, met):
+            return kind, reason
+    return HubError, _failure(error)
+
+
+def _failure(error: BaseException) -> str:
+    """What else went wrong, and what to do about it."""
+    said = first_line(error)
+    number = getattr(error, "errno", None)
+    if number is not None:
+        state = "is full" if number in _NO_ROOM else "can not be written"
+        return f"the cache {state} ({said}): make room or give leave, or name another folder with cache_dir="
+    remedy = {
+        401: "log in again (hf auth login), or pass token=False for a public clone",
+        403: "ask its owner for access, or log in with another account (hf auth login)",
+        429: "it limits how often it is asked: wait, and log in to be allowed more (hf auth login)",
+    }
+    status: Any = getattr(getattr(error, "response", None), "status_code", None)
+    return f"the Hub did not deliver it ({said}); {remedy.get(status, 'try again later')}"
+
+
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, shortened."""
+    text = getattr(error, "server_message", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,116 @@
+"""A source rebuilt from its architecture's name, on the meta device, and the parts that a cut makes of it."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, fx, nn
+
+from pnc_hub.models.classifier import as_classifier, without_classifier
+from pnc_hub.models.insertion import InsertionPoint
+from pnc_hub.models.meta import ShapesOnly, at_most
+from pnc_hub.models.skeleton import Skeleton
+
+# torch operations to build an architecture without weights and to trace it: a second or so. The most that was counted for one
+# of timm's as it is are 49,000 (mvitv2_huge_cls).
+MAX_OPERATIONS = 55_000
+
+
+class Part(nn.Module):
+    """A part of a source: what comes before a cut (``"prefix"``), or after it (``"tail"``).
+
+    ``fx.GraphModule`` makes a new class and new code for every instance; graphs that torch.compile has made of one would not
+    serve the next. All instances of one part of one source run the same function.
+    """
+
+    def __init__(self, source: Source, side: str, cut: str) -> None:
+        """Its modules are those of ``source.skeleton``, on the meta device."""
+        super().__init__()
+        self._origin = (source, side, cut)
+        graph: fx.GraphModule = getattr(source.skeleton, side)(source.skeleton.model, cut)
+        self._function: Callable[[nn.Module, Tensor], Tensor] = type(graph).forward
+        for table in ("_parameters", "_buffers", "_modules"):
+            getattr(self, table).update(getattr(graph, table))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Images -> feature at the cut, or feature at the cut -> penultimate feature."""
+        return self._function(self, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Code does not pickle; it is made again from the architecture's name."""
+        return {name: value for name, value in self.__dict__.items() if name != "_function"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__setstate__(self, state)
+        source, side, cut = self._origin
+        self._function = source.part(side, cut)._function
+
+
+class Source:
+    """A source architecture, rebuilt on the meta device with its classifier taken out."""
+
+    def __init__(self, architecture: str, model_args: dict[str, Any], size: tuple[int, int, int]) -> None:
+        """Build ``architecture`` with ``model_args`` for images of ``size``; all have been checked by the caller."""
+        self._key = (architecture, tuple(sorted(model_args.items())), size)
+        with at_most(MAX_OPERATIONS):
+            with ShapesOnly(), torch.device("meta"):
+                model = timm.create_model(architecture, pretrained=False, **model_args)
+            self.skeleton = Skeleton(model, size, own=True)
+            _ = self.skeleton.graph  # traced now, while operations are counted
+        self.num_classes = as_classifier(model).num_classes
+        self.model, self.features = without_classifier(self.skeleton.model)
+        self._parts: dict[tuple[str, str], Part] = {}
+        self.passed: set[bytes] = set()  # what ``assembly`` has found to run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the name alone."""
+        return Source.of, self._key
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Source:
+        return self
+
+    def prefix(self, cut: str) -> Part:
+        """What comes before ``cut``, on the meta device; it may be changed, nothing is shared with other calls."""
+        return _copied(self.part("prefix", cut))
+
+    def tail(self, cut: str) -> Part:
+        """What comes after ``cut``, on the meta device; it may be changed, nothing is shared with other calls."""
+        return _copied(self.part("tail", cut))
+
+    def point(self, cut: str) -> InsertionPoint:
+        """What the feature at ``cut`` looks like.
+
+        Raises:
+            InsertionPointError: there is no such place to cut.
+        """
+        return self.skeleton.point(cut)
+
+    def part(self, side: str, cut: str) -> Part:
+        """The one that ``prefix`` and ``tail`` copy."""
+        key = (side, cut)
+        return self._parts.get(key) or self._parts.setdefault(key, Part(self, side, cut))
+
+    @classmethod
+    def of(cls, architecture: str, model_args: tuple[tuple[str, Any], ...], size: tuple[int, int, int]) -> Source:
+        """The same, remembered: an artifact is often attached more than once in a process."""
+        return _remembered(architecture, model_args, size, repr(model_args))
+
+
+@lru_cache(maxsize=32)
+def _remembered(architecture: str, model_args: tuple[Any, ...], size: tuple[int, int, int], _written: str) -> Source:
+    """``_written`` tells True from 1, which are equal and mean different things to timm's constructors."""
+    return Source(architecture, dict(model_args), size)
+
+
+def _copied(part: Part) -> Part:
+    """A deep copy. Every layer has a dozen empty tables of hooks, and copying those one by one takes half of the time."""
+    tables = (table for layer in part.modules() for table in vars(layer).values())
+    return copy.deepcopy(
+        part, {id(table): OrderedDict() for table in tables if table == {} and type(table) is OrderedDict}
+    )

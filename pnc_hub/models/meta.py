@@ -1,0 +1,199 @@
+"""Quicker passes on the meta device.
+
+torch answers some of the most frequent operations there in Python and slowly, which makes a pass through a network
+without weights as slow as one with them, and rebuilding an architecture slower still. What such an operation returns
+follows from its arguments' shapes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from pnc_hub.attachment.detour import overrides
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Within it, the operations below are not computed for meta tensors that fit together; all others are as ever.
+
+    What does not fit is left to torch, which raises what it raises.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for every operation."""
+        _ALLOWED.left -= 1
+        if _ALLOWED.left < 0:
+            raise OverflowError("it takes more operations than are allowed")
+        rule = _RULES.get(func)
+        if rule is not None and args and _is_meta(args[0]):
+            result = rule(*args, **(kwargs or {}))
+            if result is not None:
+                return result
+        return func(*args, **(kwargs or {}))
+
+
+class IndicesInRange(TorchFunctionMode):
+    """Within it, indices with numbers that tensors without numbers are read at must be in their range: else ``IndexError``.
+
+    Without it torch does not look at them: what they would index has a shape and nothing else.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for every operation."""
+        if func is Tensor.__getitem__ and args[0].is_meta:
+            tensor, index = args
+            parts = index if isinstance(index, tuple) else (index,)
+            _check_range(tensor, parts)
+            args = tensor, tuple(part.to("meta") if isinstance(part, Tensor) else part for part in parts)
+        return func(*args, **(kwargs or {}))
+
+
+def _check_range(tensor: Tensor, parts: tuple[Any, ...]) -> None:
+    """Raise ``IndexError`` if a part of an index of ``tensor`` is a tensor of integers beyond the axis that it is for."""
+    axes = [part.dim() if _is_mask(part) else int(part is not None and part is not Ellipsis) for part in parts]
+    axis = 0
+    for part, taken in zip(parts, axes, strict=True):
+        if isinstance(part, Tensor) and not part.is_meta and not _is_mask(part) and part.numel():
+            low, high, size = int(part.min()), int(part.max()), tensor.shape[axis]
+            if low < -size or high >= size:
+                raise IndexError(f"{low} to {high} do not index an axis of {size}")
+        axis += tensor.dim() - sum(axes) if part is Ellipsis else taken
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.dtype == torch.bool
+
+
+@contextmanager
+def at_most(operations: int) -> Iterator[None]:
+    """Within it, this thread may run no more than so many operations under ``ShapesOnly``: the next is an ``OverflowError``.
+
+    Sizes cost nothing without weights, loops do, and what an architecture loops over is for an artifact to choose.
+    """
+    before, _ALLOWED.left = _ALLOWED.left, operations
+    try:
+        yield
+    finally:
+        _ALLOWED.left = before
+
+
+class _Allowed(threading.local):
+    left: float = math.inf
+
+
+_ALLOWED = _Allowed()
+
+
+def _is_meta(*values: Any) -> bool:
+    """Whether all are tensors on the meta device; proxies of ``torch.fx`` may say so and are none."""
+    return all(type(value) in (Tensor, nn.Parameter) and value.is_meta for value in values)
+
+
+def _fits(parameter: Any, shape: tuple[int, ...]) -> bool:
+    return parameter is None or (_is_meta(parameter) and tuple(parameter.shape) == shape)
+
+
+def _initialise(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """Filling or scaling a tensor in place; with another tensor, shapes would have to be looked at."""
+    return None if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())) else tensor
+
+
+def _activate(tensor: Tensor, inplace: bool = False) -> Tensor:
+    return tensor if inplace else torch.empty_like(tensor)
+
+
+def _gelu(tensor: Tensor, *, approximate: str = "none") -> Tensor:
+    return torch.empty_like(tensor)
+
+
+def _batch_norm(
+    tensor: Tensor,
+    mean: Any,
+    variance: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    *_: Any,
+    **__: Any,
+) -> Tensor | None:
+    fitting = not training and all(_fits(value, tensor.shape[1:2]) for value in (mean, variance, weight, bias))
+    return torch.empty_like(tensor) if fitting and mean is not None else None
+
+
+def _layer_norm(tensor: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor | None:
+    shape = tuple(shape)
+    fitting = tuple(tensor.shape[tensor.dim() - len(shape) :]) == shape
+    fitting = fitting and _fits(weight, shape) and _fits(bias, shape)
+    return tensor.new_empty(tensor.shape) if fitting else None
+
+
+def _linear(tensor: Tensor, weight: Any, bias: Any = None) -> Tensor | None:
+    fitting = _is_meta(weight) and weight.dim() == 2 and tensor.dim() > 1 and tensor.shape[-1] == weight.shape[1]
+    fitting = fitting and _fits(bias, tuple(weight.shape[:1]))
+    return tensor.new_empty((*tensor.shape[:-1], weight.shape[0])) if fitting else None
+
+
+def _attend(
+    query: Tensor, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, **more: Any
+) -> Tensor | None:
+    fitting = _is_meta(key, value) and query.shape == key.shape == value.shape and query.dim() == 4
+    return torch.empty_like(query) if fitting and attn_mask is None and not more.get("enable_gqa") else None
+
+
+_RULES: dict[Any, Callable[..., Tensor | None]] = {
+    F.batch_norm: _batch_norm,
+    F.layer_norm: _layer_norm,
+    F.linear: _linear,
+    F.gelu: _gelu,
+    F.scaled_dot_product_attention: _attend,
+    **dict.fromkeys((F.silu, F.hardswish, F.hardsigmoid, F.relu6), _activate),
+    **dict.fromkeys(
+        (
+            *(Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_, Tensor.fill_, Tensor.zero_),
+            *(Tensor.mul_, Tensor.add_),
+        ),
+        _initialise,
+    ),
+}
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode and float32, on the meta device, without hooks, clones, and what accelerate moves weights with."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), False)
+        for tensor in _tensors_on(module):
+            memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta", requires_grad=False))
+        for name, table in vars(module).items():
+            if "_hooks" in name and isinstance(table, dict):
+                memo[id(table)] = type(table)()
+        memo.update((id(vars(module)[name]), name) for name in overrides(module))
+    twin = copy.deepcopy(model, memo)
+    for module, copied in zip(model.modules(), twin.modules(), strict=True):
+        for name, replaced in overrides(module).items():
+            del vars(copied)[name]
+            if replaced is not None:
+                vars(copied)[name] = copy.deepcopy(replaced, memo)
+    return twin.eval().float()
+
+
+def _tensors_on(module: nn.Module) -> Iterator[Tensor]:
+    """Buffers, and what else a module keeps: some hold results of their last pass, which can not be copied otherwise."""
+    for value in vars(module).values():
+        items = value.values() if isinstance(value, dict) else (value,)
+        yield from (item for item in items if isinstance(item, Tensor))

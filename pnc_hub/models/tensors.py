@@ -1,0 +1,80 @@
+"""Parameters and buffers of a module by name: listed, replaced, and made smaller as structured pruning does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pnc_hub.errors import InsertionPointError
+
+# The integer attributes that a layer keeps of its width, and that structured pruning therefore changes.
+WIDTH_ATTRIBUTES = (
+    *("in_channels", "out_channels", "groups", "in_features", "out_features"),
+    *("num_features", "num_channels", "normalized_shape"),
+    *("num_heads", "attn_dim"),
+)
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, the non-persistent ones too: without them a tail on the meta device can not run."""
+    return dict([*module.named_parameters(), *module.named_buffers()])
+
+
+def put_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Replace every parameter and buffer of ``module`` by the tensor of that name; parameters come out frozen.
+
+    One that two layers share has the first of its names alone, as in ``tensors_of``; they share the new one too.
+    """
+    names = {id(tensor): name for name, tensor in tensors_of(module).items()}
+    parameters: dict[str, nn.Parameter] = {}
+    for layer in module.modules():
+        for attribute, old in layer._parameters.items():
+            if old is not None:
+                name = names[id(old)]
+                new = parameters.setdefault(name, nn.Parameter(tensors[name], requires_grad=False))
+                layer._parameters[attribute] = new
+        for attribute, buffer in layer._buffers.items():
+            if buffer is not None:
+                layer._buffers[attribute] = tensors[names[id(buffer)]]
+
+
+def attributes_of(module: nn.Module) -> dict[str, dict[str, int]]:
+    """The width attributes of every layer that has any, by layer name."""
+    found = {}
+    for name, layer in module.named_modules():
+        values = {attribute: vars(layer).get(attribute) for attribute in WIDTH_ATTRIBUTES}
+        values = {attribute: _as_int(value) for attribute, value in values.items() if _as_int(value) is not None}
+        if values:
+            found[name] = values
+    return found
+
+
+def shrink(module: nn.Module, shapes: dict[str, list[int]], attributes: dict[str, dict[str, int]]) -> None:
+    """Give tensors of ``module`` (on the meta device) smaller shapes, and its layers the widths that go with them.
+
+    Raises:
+        InsertionPointError: a name is not there, or a size is larger than the architecture's.
+    """
+    tensors, widths = tensors_of(module), attributes_of(module)
+    for name, shape in shapes.items():
+        full = tuple(tensors[name].shape) if name in tensors else None
+        if (
+            full is None
+            or len(shape) != len(full)
+            or not all(1 <= new <= old for new, old in zip(shape, full, strict=True))
+        ):
+            raise InsertionPointError(f"tensor {name!r} after the cut can not have shape {shape}; it has {full}")
+    for name, values in attributes.items():
+        widest = widths.get(name, {})
+        if not widest or not all(1 <= value <= widest.get(attribute, 0) for attribute, value in values.items()):
+            raise InsertionPointError(f"layer {name!r} after the cut can not have the widths {values}; it has {widest}")
+        layer = module.get_submodule(name)
+        for attribute, value in values.items():
+            setattr(layer, attribute, (value,) if isinstance(getattr(layer, attribute), tuple) else value)
+    put_tensors(module, {**tensors, **{name: tensors[name].new_empty(shape) for name, shape in shapes.items()}})
+
+
+def _as_int(value: Any) -> int | None:
+    value = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,270 @@
+"""Figures of a clone, for its Hub page and its report, drawn from what its configuration records.
+
+matplotlib belongs to the learning extras; without it a page has no figures and says the same in its tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from pnc_hub.report import plots, theme
+from pnc_hub.report.layers import kept_layers
+from pnc_hub.report.series import Confusion, Curve, Histogram, Reliability, Row, curve_metrics, number, others
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pnc_hub.artifact.config import AdapterConfig, CloneConfig
+    from pnc_hub.hub.clone import Clone
+
+__all__ = ["Drawing", "curve_metrics", "draw", "drawings", "names"]
+
+Rows = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure.
+
+    Attributes:
+        name: of its file.
+        title: as a heading.
+        alt: what it shows, to somebody who does not see it.
+        note: how to read it.
+        plot: draws it.
+        columns: titles of the table of its numbers.
+        rows: the table.
+    """
+
+    name: str
+    title: str
+    alt: str
+    note: str
+    plot: Callable[[], Figure]
+    columns: tuple[str, ...]
+    rows: Rows
+
+    @property
+    def file(self) -> str:
+        """Inside the artifact."""
+        return f"figures/{self.name}.png"
+
+    def png(self) -> bytes:
+        """The same numbers give the same bytes."""
+        with theme.style():
+            return theme.png(self.plot())
+
+    def svg(self) -> str:
+        """To be put into an HTML page that has the variables of ``theme.COLOURS``."""
+        with theme.style():
+            return theme.svg(self.plot(), self.name.replace(".", "-"))
+
+
+def names(clone: Clone) -> list[str]:
+    """The files that ``draw`` draws."""
+    return [drawing.file for drawing in drawings(clone.config)] if can_draw() else []
+
+
+def draw(clone: Clone) -> dict[str, bytes]:
+    """File inside the artifact -> PNG. The same configuration gives the same bytes; nothing measured, no figure."""
+    return {drawing.file: drawing.png() for drawing in drawings(clone.config)} if can_draw() else {}
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is there."""
+    return find_spec("matplotlib") is not None
+
+
+def drawings(config: CloneConfig) -> list[Drawing]:
+    """What there is to be drawn of a clone; none of it is drawn yet."""
+    metrics = config.adapters[0].metrics
+    found = [
+        _accuracy(metrics, len(config.labels)),
+        *(drawing for adapter in config.adapters for drawing in (_insertion(adapter), _gate(adapter))),
+        _confusion(metrics, config.labels),
+        _reliability(metrics),
+        _kept(config),
+    ]
+    return [drawing for drawing in found if drawing is not None]
+
+
+def _accuracy(metrics: Mapping[str, Any], count: int) -> Drawing | None:
+    measured = {
+        "target's classes": (number(metrics, "target_alone"), number(metrics, "ori")),
+        "cloned classes": (number(metrics, "source_alone"), number(metrics, "tar")),
+    }
+    pairs: dict[str, tuple[float | None, float]] = {
+        name: (alone, joint) for name, (alone, joint) in measured.items() if alone is not None and joint is not None
+    }
+    if count == 1 and "cloned classes" in pairs:  # nothing to choose among, so the source is right by definition
+        pairs["cloned classes"] = (None, pairs["cloned classes"][1])
+    if all(alone is None for alone, _ in pairs.values()):
+        return None
+    rows = tuple(
+        (name, "" if alone is None else _percent(alone), _percent(joint)) for name, (alone, joint) in pairs.items()
+    )
+    return Drawing(
+        "accuracy",
+        "Accuracy before and after",
+        "Accuracy before and after: "
+        + "; ".join(
+            f"{name} {f'{alone} alone, ' if alone else ''}{joint} with the clone" for name, alone, joint in rows
+        ),
+        "On held-out images. With the clone, every image is answered among old and new classes together.",
+        partial(plots.accuracy, pairs),
+        ("accuracy on", "alone", "with the clone"),
+        rows,
+    )
+
+
+def _insertion(adapter: AdapterConfig) -> Drawing | None:
+    curve = Curve.of(adapter.metrics)
+    if curve is None:
+        return None
+    best = max(curve.places, key=lambda place: place.accuracy)
+    read = f"the clone reads the target at {curve.chosen}; " if curve.chosen else ""
+    return Drawing(
+        f"insertion-{adapter.name}",
+        f"Insertion points of {adapter.name}",
+        f"{len(curve.places)} insertion points of {adapter.name}: {read}the best before training is {best.name} with"
+        f" {_percent(best.accuracy)} accuracy",
+        "Each module of the target that was tried, the first of the network on top: accuracy and the gate's AUROC of a clone in"
+        " closed form, before pruning and training, and the multiply-accumulates that it would add to each image. The one that"
+        " was chosen is marked.",
+        partial(plots.insertion, curve),
+        ("insertion point", "accuracy", "AUROC", "multiply-accumulates"),
+        tuple(
+            (
+                f"{place.name} (chosen)" if place.name == curve.chosen else place.name,
+                _percent(place.accuracy),
+                "" if place.auroc is None else f"{place.auroc:.3f}",
+                "" if place.macs is None else f"{place.macs:,.0f}",
+            )
+            for place in curve.places
+        ),
+    )
+
+
+def _gate(adapter: AdapterConfig) -> Drawing | None:
+    histogram = Histogram.of(adapter.metrics)
+    if histogram is None:
+        return None
+    budget, other = number(adapter.metrics, "locality_budget"), others(adapter.metrics)
+    edges = histogram.edges()
+    crossed = [number(adapter.metrics, "missed"), number(adapter.metrics, "diverted")]
+    told = [
+        f"{_percent(share)} of the {side} images are on the wrong side"
+        for share, side in zip(crossed, ("new", other), strict=True)
+        if share is not None
+    ]
+    chosen = "The threshold was set where old and new classes together do best on images that were kept for it."
+    if not any(histogram.old):
+        chosen = (
+            "No images of other classes were there, so the threshold is where both networks' answers stand side by side; it was"
+            " not calibrated."
+        )
+    elif budget is not None:
+        chosen = (
+            f"The threshold was set so that at most {_percent(budget)} of images like those in target_data are diverted, on"
+            " average."
+        )
+    elif other == "other":
+        chosen = (
+            "The threshold was set with images of other classes of the source, where they and new classes together do best on"
+            " images that were kept for it; no image of the target's classes was seen."
+        )
+    return Drawing(
+        f"gate-{adapter.name}",
+        f"The gate of {adapter.name}",
+        f"Histogram of the gate of {adapter.name}. "
+        + ", ".join(told or [f"{other.capitalize()} and new images by log-odds"]),
+        "How far the best new class is ahead of the best old one. Right of the threshold the answer is a new class. "
+        + chosen
+        + " The outermost bars hold what lies beyond them too.",
+        partial(plots.gate, histogram, budget, other),
+        ("log-odds from", "to", f"images of {other} classes", "images of new classes"),
+        tuple(
+            (f"{edges[place]:.2f}", f"{edges[place + 1]:.2f}", str(histogram.old[place]), str(histogram.new[place]))
+            for place in range(len(histogram.new))
+        ),
+    )
+
+
+def _confusion(metrics: Mapping[str, Any], labels: tuple[str, ...]) -> Drawing | None:
+    found = Confusion.of(metrics, len(labels))
+    if found is None or found.new is None:
+        return None
+    other = others(metrics)
+    sides = [(f"images of {other} classes", found.old), ("images of new classes", found.new)]
+    rows = [_confused(label, row) for label, row in (*sides, *((labels[at], row) for at, row in found.classes)) if row]
+    pairs = [(f"{labels[new]} taken for the target's class {old}", count) for new, old, count in found.new_to_old]
+    pairs += [(f"the target's class {old} taken for {labels[new]}", count) for old, new, count in found.old_to_new]
+    rows += [(label, "", "", f"{count} image{'s'[: count > 1]}") for label, count in pairs]
+    kept = f" {_percent(found.old.crossed)} of {other} images get a new class." if found.old else ""
+    return Drawing(
+        "confusion",
+        f"{other.capitalize()} and new classes side by side",
+        f"{_percent(found.new.right)} of the images of new classes are right, {_percent(found.new.crossed)} get an old class."
+        + kept,
+        "Where held-out images end up when all classes are answered together. Single classes are those of the clone that do"
+        " worst.",
+        partial(plots.confusion, found, labels, other),
+        ("images of", "right", "another of the same side", "one of the other side"),
+        tuple(rows),
+    )
+
+
+def _confused(label: str, row: Row) -> tuple[str, ...]:
+    return (
+        label,
+        "not known" if row.right is None else _percent(row.right),
+        _percent(row.stayed),
+        _percent(row.crossed),
+    )
+
+
+def _reliability(metrics: Mapping[str, Any]) -> Drawing | None:
+    found = Reliability.of(metrics)
+    if found is None:
+        return None
+    error = "" if found.ece is None else f"Expected calibration error {found.ece:.3f}. "
+    edges = [100 * place / len(found.bins) for place in range(len(found.bins) + 1)]
+    return Drawing(
+        "reliability",
+        "How sure, and how right",
+        f"Reliability diagram of the joint answer over old and new classes. {error}".strip(),
+        f"Bars that end on the dashed line are as often right as the answer says. {error}Lower: the answer is too sure; higher:"
+        " not sure enough.",
+        partial(plots.reliability, found),
+        ("confidence", "right", "images"),
+        tuple(
+            (f"{edges[place]:.0f} to {edges[place + 1]:.0f} %", _percent(right), f"{images:,}")
+            for place, (images, right) in enumerate(found.bins)
+            if images
+        ),
+    )
+
+
+def _kept(config: CloneConfig) -> Drawing | None:
+    layers = kept_layers(config)
+    if not layers:
+        return None
+    kept, whole = (sum(column) for column in zip(*layers.values(), strict=True))
+    return Drawing(
+        "kept",
+        "What is left of the source",
+        f"{_percent(kept / whole)} of the source's weights after the cut are kept, in {len(layers)} layers",
+        f"Of the layers of {config.source.architecture} after the cut at {config.cut.module}, in their order, the share of the"
+        f" weights that the clone kept: {kept:,} of {whole:,}.",
+        partial(plots.kept, layers),
+        ("layer", "kept", "of", "share"),
+        tuple((name, f"{part:,}", f"{of:,}", _percent(part / of)) for name, (part, of) in layers.items()),
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "not known" if share is None else f"{100 * share:.1f} %"
