@@ -93,7 +93,7 @@ def _one(pair: tuple, batch: int, seconds: float, compiled: bool) -> list[dict]:
 
 def _by_hand(target: torch.nn.Module, clone: Clone, insertion: str) -> Callable:
     skeleton = Skeleton(target)
-    before, after = skeleton.prefix(target, insertion), skeleton.tail(target, insertion)
+    before, after = skeleton.trunk(target, insertion), skeleton.tail(target, insertion)
     module, gate = clone.build(clone.config.adapters[0], Preprocess.of(target))
 
     def run(image: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,7 @@ class Clones:
 
     def at_input(self) -> Clone:
         """The universal one."""
-        prefix = nn.ModuleDict({"prefix": self.skeleton.prefix(self.source, CUT)})
+        prefix = nn.ModuleDict({"prefix": self.skeleton.trunk(self.source, CUT)})
         insertion = InsertionConfig.of(self.skeleton.point(INPUT), [])
         return self._clone("input", None, insertion, nn.ModuleDict(), {files.PREFIX: tensors_of(prefix)})
 
@@ -122,7 +122,7 @@ def measure(name: str, clones: Clones, largest: float, limit: float) -> dict:
         row["points"] = len(points)
         point = points[len(points) // 2] if points else None
         row["insertion"] = point.name if point else None
-        trunk = skeleton.trunk(point.name) if point else []
+        trunk = skeleton.trunk_names(point.name) if point else []
         if model.num_classes <= 0:
             row["meta"] = row["real"] = "no classifier"
         else:

@@ -9,12 +9,12 @@ from torch.testing import assert_close
 
 from pnc_hub.errors import InsertionPointError
 from pnc_hub.fusion import SCALARS
-from pnc_hub.models.architecture import Source
+from pnc_hub.models.architecture import Architecture
 from pnc_hub.models.insertion import LAYOUTS, InsertionPoint, empty, to_maps
 from pnc_hub.models.tensors import attributes_of, put_tensors, shrink, tensors_of
 from pnc_hub.module import Adapter, CloneModule, Gate
 
-ARGUMENTS = (("channels", (8, 16, 24, 32)), ("num_classes", 7), ("stem_width", 8))
+ARGUMENTS = {"channels": (8, 16, 24, 32), "num_classes": 7, "stem_width": 8}
 
 
 def point(layout, channels, grid, prefix_tokens=0):
@@ -33,7 +33,7 @@ def numbered(at, batch=2):
 
 @pytest.fixture
 def source():
-    return Source.of("resnet18", ARGUMENTS, (3, 32, 32))
+    return Architecture.of("resnet18", ARGUMENTS, (3, 32, 32))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from pnc_hub.artifact import files
 from pnc_hub.artifact.config import AdapterConfig, CloneConfig
 from pnc_hub.errors import InsertionPointError, MalformedArtifactError
-from pnc_hub.models.architecture import Source
+from pnc_hub.models.architecture import Architecture
 from pnc_hub.models.insertion import INPUT, InsertionPoint, empty
 from pnc_hub.models.meta import IndicesInRange, ShapesOnly
 from pnc_hub.models.preprocess import Preprocess, Reprocess
@@ -48,7 +48,7 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
     cut, point, at_input = config.cut.module, adapter.insertion.point(), adapter.insertion.module == INPUT
     first: nn.Module
     if at_input:
-        first = source.prefix(cut)
+        first = source.trunk(cut)
     else:
         first = own["adapter"] = Adapter(point, source.point(cut), device="meta")
     _try(first, point, f"adapter {adapter.name!r}", source, cut)
@@ -87,7 +87,7 @@ def _fill(module: nn.ModuleDict, file: str, read: Read) -> None:
     put_tensors(module, read(file, files.specs(tensors_of(module).items())))
 
 
-def _source(config: CloneConfig) -> Source:
+def _source(config: CloneConfig) -> Architecture:
     from timm.models import is_model
 
     named = config.source
@@ -99,7 +99,7 @@ def _source(config: CloneConfig) -> Source:
         )
     arguments = named.arguments()
     try:
-        source = Source.of(named.architecture, tuple(sorted(arguments.items())), config.preprocess.value().input_size)
+        source = Architecture.of(named.architecture, arguments, config.preprocess.value().input_size)
         source.point(config.cut.module)
     except Exception as error:  # arguments that do not go together fail in as many ways as timm has constructors
         raise MalformedArtifactError(
@@ -110,7 +110,7 @@ def _source(config: CloneConfig) -> Source:
     return source
 
 
-def _branch(config: CloneConfig, source: Source) -> nn.ModuleDict:
+def _branch(config: CloneConfig, source: Architecture) -> nn.ModuleDict:
     """{tail, head} on the meta device, with the shapes that the configuration records, found to run."""
     if max(entry.source_index for entry in config.classes) >= source.num_classes:
         raise MalformedArtifactError(
@@ -128,7 +128,7 @@ def _branch(config: CloneConfig, source: Source) -> nn.ModuleDict:
     return branch
 
 
-def _try(module: nn.Module, point: InsertionPoint, what: str, source: Source, *described: Any) -> None:
+def _try(module: nn.Module, point: InsertionPoint, what: str, source: Architecture, *described: Any) -> None:
     """One pass without weights or memory: shapes that do not fit together show before anything is read.
 
     ``described`` tells all that ``module`` was made of; ``source`` remembers what has passed, which can not fail again.

@@ -21,7 +21,7 @@ from pnc_hub.errors import (
     TargetError,
 )
 from pnc_hub.hub.clone import Clone
-from pnc_hub.models.classifier import as_classifier
+from pnc_hub.models.classifier import as_classifier, pretrained_cfg
 from pnc_hub.models.fingerprint import matches
 from pnc_hub.models.insertion import INPUT, is_grid
 from pnc_hub.models.labels import class_names, same_label
@@ -100,7 +100,7 @@ def choose_adapter(
         InsertionPointError: asked for one made for others, and the model has no such place.
     """
     names = {name for name, _ in model.named_modules()}
-    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    architecture = pretrained_cfg(model).get("architecture")
     width = _own_width(model)
     among = clone.config.adapters if among is None else among
     digests = {} if digests is None else digests

@@ -158,4 +158,6 @@ def timm_model(name: str, role: str = "model", **options: Any) -> nn.Module:
 
 
 def _cfg(model: nn.Module) -> dict[str, Any]:
-    return getattr(model, "pretrained_cfg", None) or {}
+    from pnc_hub.models.classifier import pretrained_cfg  # only now: torch takes seconds to import
+
+    return pretrained_cfg(model)

@@ -11,7 +11,7 @@ from timm.models import load_model_config_from_hf, parse_model_name
 from torch import nn
 
 from pnc_hub.errors import PncHubError, SourceError
-from pnc_hub.models.classifier import as_classifier
+from pnc_hub.models.classifier import pretrained_cfg
 
 
 def named_model(
@@ -32,7 +32,7 @@ def named_model(
             f"timm can not load {str(model)!r} ({said}). Give a name that timm.list_pretrained() has, hf-hub:user/name,"
             " local-dir:folder, or a model"
         ) from error
-    cfg: dict[str, Any] = as_classifier(loaded).pretrained_cfg or {}
+    cfg = pretrained_cfg(loaded)
     # a folder may hold the configuration of what its weights were made from
     known = None if str(model).startswith("local-dir:") else cfg.get("hf_hub_id")
     return loaded, hub_id or known, license or cfg.get("license")

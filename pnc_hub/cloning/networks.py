@@ -149,7 +149,7 @@ class Networks:
 
     def prefix(self, cut: str) -> nn.Module:
         """The source up to ``cut``."""
-        return self.source.skeleton.prefix(self.source.model, cut)
+        return self.source.skeleton.trunk(self.source.model, cut)
 
     def head_rows(self, reject: tuple[Tensor, Tensor]) -> nn.Linear:
         """The source's rows of the cloned classes, and below them the reject rows (weight [R, C], bias [R])."""

@@ -32,8 +32,8 @@ from pnc_hub.cloning.pruning.localize import changes
 from pnc_hub.cloning.search.curve import macs
 from pnc_hub.errors import InsertionPointError, SourceError
 from pnc_hub.hub.clone import Clone
-from pnc_hub.models.architecture import Source
-from pnc_hub.models.classifier import as_classifier
+from pnc_hub.models.architecture import Architecture
+from pnc_hub.models.classifier import as_classifier, pretrained_cfg
 from pnc_hub.models.cost import parameters
 from pnc_hub.models.fingerprint import fingerprint
 from pnc_hub.models.insertion import INPUT, InsertionPoint
@@ -70,7 +70,7 @@ def source_config(
         SourceError: timm does not know its architecture, other constructor arguments are needed, or an artifact can not
             record what was given.
     """
-    architecture = (getattr(source, "pretrained_cfg", None) or {}).get("architecture")
+    architecture = pretrained_cfg(source).get("architecture")
     if not architecture or not is_model(architecture):
         raise SourceError(
             f"the source ({type(source).__name__}) names no architecture registered in timm; register it (timm's"
@@ -169,8 +169,8 @@ def _made_for(
 ) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """The entry of the adapter that was learned for ``target``, and its tensors."""
     learned.module.cpu().eval()
-    trunk = reader.skeleton.trunk(learned.target.name)
-    cfg = getattr(target, "pretrained_cfg", None) or {}
+    trunk = reader.skeleton.trunk_names(learned.target.name)
+    cfg = pretrained_cfg(target)
     architecture, weights = cfg.get("architecture"), fingerprint(target, trunk)
     made_for = TargetConfig(target_id, None, architecture, weights, as_classifier(reader.model).num_classes)
     name = name or f"{architecture or 'target'}-{weights['float32'][:8]}"
@@ -215,7 +215,7 @@ def _check_rebuilt(described: SourceConfig, networks: Networks) -> None:
     arguments = described.arguments()
     body = networks.source.model
     try:
-        rebuilt = Source(described.architecture, arguments, networks.source.preprocess.input_size).model
+        rebuilt = Architecture(described.architecture, arguments, networks.source.preprocess.input_size).model
     except (TypeError, ValueError, RuntimeError, AssertionError, InsertionPointError) as error:
         raise SourceError(f"timm can not build {described.architecture!r} with {arguments} ({error})") from error
     own, found = tensors_of(body), tensors_of(rebuilt)

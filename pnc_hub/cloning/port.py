@@ -36,7 +36,7 @@ from pnc_hub.cloning.search import select
 from pnc_hub.cloning.search.curve import Place, judge
 from pnc_hub.errors import DataError, SourceError, TargetError
 from pnc_hub.hub.clone import Clone, open_clone
-from pnc_hub.models.architecture import Source
+from pnc_hub.models.architecture import Architecture
 from pnc_hub.models.classifier import as_classifier
 from pnc_hub.models.fingerprint import matches
 from pnc_hub.models.insertion import InsertionPoint
@@ -171,7 +171,7 @@ class Recalled:
         self.module, self.gate = module.to(device), gate.to(device)
         named = config.source
         size = config.preprocess.value().input_size
-        source = Source.of(named.architecture, tuple(sorted(named.arguments().items())), size)
+        source = Architecture.of(named.architecture, named.arguments(), size)
         self.cut = source.point(config.cut.module)
         self.odds = (source.num_classes - len(clone.labels)) / len(clone.labels)
 

@@ -15,6 +15,7 @@ from pnc_hub.artifact import checks
 from pnc_hub.artifact.config import LIBRARY_NAME, CloneConfig
 from pnc_hub.errors import HubError
 from pnc_hub.hub import download
+from pnc_hub.models.classifier import pretrained_cfg
 
 _CLASS, _SOURCE, _TARGET = "pnc-class:", "pnc-source:", "pnc-target:"
 _ANY = "any"  # target of a clone that fits every classifier, at its input
@@ -197,10 +198,7 @@ def _named(target: str | nn.Module) -> tuple[str, str | None]:
 
     What a model says of its weights is what timm offers for its architecture, whether they were loaded or not.
     """
-    if isinstance(target, nn.Module):
-        name = str((getattr(target, "pretrained_cfg", None) or {}).get("architecture") or "")
-    else:
-        name = target
+    name = str(pretrained_cfg(target).get("architecture") or "") if isinstance(target, nn.Module) else target
     architecture, checkpoint = _split(name)
     try:
         checks.architecture(architecture)

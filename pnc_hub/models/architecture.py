@@ -1,4 +1,4 @@
-"""A source rebuilt from its architecture's name, on the meta device, and the parts that a cut makes of it."""
+"""An architecture rebuilt from its name, on the meta device, and the two parts that a cut makes of it: trunk and tail."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ MAX_OPERATIONS = 55_000
 
 
 class Part(nn.Module):
-    """A part of a source: what comes before a cut (``"prefix"``), or after it (``"tail"``).
+    """A part of an architecture: what comes before a cut (``"trunk"``), or after it (``"tail"``).
 
     ``fx.GraphModule`` makes a new class and new code for every instance; graphs that torch.compile has made of one would not
-    serve the next. All instances of one part of one source run the same function.
+    serve the next. All instances of one part of one architecture run the same function.
     """
 
-    def __init__(self, source: Source, side: str, cut: str) -> None:
-        """Its modules are those of ``source.skeleton``, on the meta device."""
+    def __init__(self, architecture: Architecture, side: str, cut: str) -> None:
+        """Its modules are those of ``architecture.skeleton``, on the meta device."""
         super().__init__()
-        self._origin = (source, side, cut)
-        graph: fx.GraphModule = getattr(source.skeleton, side)(source.skeleton.model, cut)
+        self._origin = (architecture, side, cut)
+        graph: fx.GraphModule = getattr(architecture.skeleton, side)(architecture.skeleton.model, cut)
         self._function: Callable[[nn.Module, Tensor], Tensor] = type(graph).forward
         for table in ("_parameters", "_buffers", "_modules"):
             getattr(self, table).update(getattr(graph, table))
@@ -48,19 +48,19 @@ class Part(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
-        source, side, cut = self._origin
-        self._function = source.part(side, cut)._function
+        architecture, side, cut = self._origin
+        self._function = architecture.part(side, cut)._function
 
 
-class Source:
-    """A source architecture, rebuilt on the meta device with its classifier taken out."""
+class Architecture:
+    """An architecture that timm knows, rebuilt on the meta device with its classifier taken out."""
 
-    def __init__(self, architecture: str, model_args: dict[str, Any], size: tuple[int, int, int]) -> None:
-        """Build ``architecture`` with ``model_args`` for images of ``size``; all have been checked by the caller."""
-        self._key = (architecture, tuple(sorted(model_args.items())), size)
+    def __init__(self, name: str, model_args: dict[str, Any], size: tuple[int, int, int]) -> None:
+        """Build ``name`` with ``model_args`` for images of ``size``; all have been checked by the caller."""
+        self._key = (name, model_args, size)
         with at_most(MAX_OPERATIONS):
             with ShapesOnly(), torch.device("meta"):
-                model = timm.create_model(architecture, pretrained=False, **model_args)
+                model = timm.create_model(name, pretrained=False, **model_args)
             self.skeleton = Skeleton(model, size, own=True)
             _ = self.skeleton.graph  # traced now, while operations are counted
         self.num_classes = as_classifier(model).num_classes
@@ -70,14 +70,14 @@ class Source:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles hold the name alone."""
-        return Source.of, self._key
+        return Architecture.of, self._key
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Source:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Architecture:
         return self
 
-    def prefix(self, cut: str) -> Part:
+    def trunk(self, cut: str) -> Part:
         """What comes before ``cut``, on the meta device; it may be changed, nothing is shared with other calls."""
-        return _copied(self.part("prefix", cut))
+        return _copied(self.part("trunk", cut))
 
     def tail(self, cut: str) -> Part:
         """What comes after ``cut``, on the meta device; it may be changed, nothing is shared with other calls."""
@@ -92,20 +92,21 @@ class Source:
         return self.skeleton.point(cut)
 
     def part(self, side: str, cut: str) -> Part:
-        """The one that ``prefix`` and ``tail`` copy."""
+        """The one that ``trunk`` and ``tail`` copy."""
         key = (side, cut)
         return self._parts.get(key) or self._parts.setdefault(key, Part(self, side, cut))
 
     @classmethod
-    def of(cls, architecture: str, model_args: tuple[tuple[str, Any], ...], size: tuple[int, int, int]) -> Source:
+    def of(cls, name: str, model_args: dict[str, Any], size: tuple[int, int, int]) -> Architecture:
         """The same, remembered: an artifact is often attached more than once in a process."""
-        return _remembered(architecture, model_args, size, repr(model_args))
+        arguments = tuple(sorted(model_args.items()))
+        return _remembered(name, arguments, size, repr(arguments))
 
 
 @lru_cache(maxsize=32)
-def _remembered(architecture: str, model_args: tuple[Any, ...], size: tuple[int, int, int], _written: str) -> Source:
+def _remembered(name: str, model_args: tuple[Any, ...], size: tuple[int, int, int], _written: str) -> Architecture:
     """``_written`` tells True from 1, which are equal and mean different things to timm's constructors."""
-    return Source(architecture, dict(model_args), size)
+    return Architecture(name, dict(model_args), size)
 
 
 def _copied(part: Part) -> Part:

@@ -13,7 +13,6 @@ class Classifier(Protocol):
     """The part of a timm model that its annotations leave out."""
 
     num_classes: int
-    pretrained_cfg: dict[str, Any] | None
 
     def get_classifier(self) -> Any:
         """The layer that makes logits, or several."""
@@ -22,6 +21,17 @@ class Classifier(Protocol):
 def as_classifier(model: nn.Module) -> Classifier:
     """The same object, annotated; whether it has these attributes is for the caller to know."""
     return cast(Classifier, model)
+
+
+def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
+    """What timm records of the weights that a model was built for; empty where it records nothing.
+
+    Example:
+        >>> import timm
+        >>> pretrained_cfg(timm.create_model("resnet18"))["architecture"]
+        'resnet18'
+    """
+    return dict(getattr(model, "pretrained_cfg", None) or {})
 
 
 def heads(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -7,6 +7,8 @@ from functools import lru_cache
 
 from torch import nn
 
+from pnc_hub.models.classifier import pretrained_cfg
+
 
 def same_label(label: str) -> str:
     """What two labels have in common when a reader would take them for the same."""
@@ -19,7 +21,7 @@ def class_names(model: nn.Module, count: int) -> list[tuple[str, ...]] | None:
     timm records names with some weights; those trained on ImageNet-1k (a tag such as ``a1_in1k``) have the names of its
     synsets: ``("n01537544", "indigo bunting", "indigo finch", ...)``.
     """
-    cfg = getattr(model, "pretrained_cfg", None) or {}
+    cfg = pretrained_cfg(model)
     names = cfg.get("label_names")
     if names and len(names) == count:
         return [(str(name),) for name in names]

@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pnc_hub.models.classifier import pretrained_cfg
+
 _DEFAULT = {
     "input_size": (3, 224, 224),
     "mean": (0.485, 0.456, 0.406),
@@ -107,7 +109,7 @@ def _channels(model: nn.Module, cfg: dict[str, Any]) -> int | None:
 
 
 def _cfg(model: nn.Module) -> dict[str, Any]:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
+    cfg = pretrained_cfg(model)
     return {**_DEFAULT, **{key: value for key, value in dict(cfg).items() if value is not None}}
 
 

@@ -75,11 +75,11 @@ class Skeleton:
             )
         return self.points[name]
 
-    def trunk(self, name: str) -> list[str]:
+    def trunk_names(self, name: str) -> list[str]:
         """Names of the modules, parameters and buffers that are used up to and including the point ``name``."""
         return [] if name == INPUT else self._paths.trunk(self._node(name))
 
-    def prefix(self, model: nn.Module, name: str) -> fx.GraphModule:
+    def trunk(self, model: nn.Module, name: str) -> fx.GraphModule:
         """The part of ``model`` from the image to the cut ``name``, sharing its modules."""
         end = self._node(name)
         return fx.GraphModule(model, self._paths.part(self._paths.image, "image", end))

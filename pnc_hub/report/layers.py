@@ -19,7 +19,7 @@ def kept_layers(config: CloneConfig) -> dict[str, tuple[int, int]]:
     """
     from torch import nn
 
-    from pnc_hub.models.architecture import Source
+    from pnc_hub.models.architecture import Architecture
     from pnc_hub.models.tensors import tensors_of
 
     if not config.tail.shapes:
@@ -27,7 +27,7 @@ def kept_layers(config: CloneConfig) -> dict[str, tuple[int, int]]:
     named = config.source
     try:
         size = config.preprocess.value().input_size
-        source = Source.of(named.architecture, tuple(sorted(named.arguments().items())), size)
+        source = Architecture.of(named.architecture, named.arguments(), size)
         tail = tensors_of(nn.ModuleDict({"tail": source.tail(config.cut.module)}))
     except Exception:  # names and arguments that do not go together fail in as many ways as timm has constructors
         return {}

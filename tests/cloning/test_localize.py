@@ -15,7 +15,7 @@ from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.pruning.localize import changes, local_loss, neighbours, prune
 from pnc_hub.cloning.pruning.units import units_of
 from pnc_hub.errors import SourceError
-from pnc_hub.models.architecture import Source
+from pnc_hub.models.architecture import Architecture
 from pnc_hub.models.cost import parameters
 from pnc_hub.models.insertion import InsertionPoint
 from pnc_hub.models.tensors import put_tensors, shrink, tensors_of
@@ -101,7 +101,7 @@ def test_a_pruned_tail_is_smaller_runs_and_can_be_rebuilt_from_its_changes(famil
     shapes, attributes = changes(branch, nn.ModuleDict({"tail": networks.tail(cut.name), "head": head}))
     assert shapes
     arguments = {**source_args(family), "num_classes": 7}
-    rebuilt = Source(source.pretrained_cfg["architecture"], arguments, networks.source.preprocess.input_size)
+    rebuilt = Architecture(source.pretrained_cfg["architecture"], arguments, networks.source.preprocess.input_size)
     with torch.device("meta"):
         again = nn.ModuleDict({"tail": rebuilt.tail(cut.name), "head": nn.Linear(rebuilt.features, 4)})
     shrink(again, shapes, attributes)

@@ -38,7 +38,7 @@ def test_features_are_read_before_a_later_layer_changes_them_in_place(source):
     reader = Reader(source, CPU)
     _, read = reader(images(2), reader.skeleton.points)
     for name, feature in read.items():
-        assert_close(feature, reader.skeleton.prefix(reader.model, name)(images(2)).clone())
+        assert_close(feature, reader.skeleton.trunk(reader.model, name)(images(2)).clone())
     assert read["bn1"].min() < 0  # a ReLU in place follows
 
 

@@ -17,7 +17,7 @@ def known(request):
     """A model, its trunk up to a point in the middle, and the fingerprint of that."""
     model = tiny_model(request.param)
     names = list(Skeleton(model).points)
-    trunk = Skeleton(model).trunk(names[len(names) // 2])
+    trunk = Skeleton(model).trunk_names(names[len(names) // 2])
     return model, trunk, fingerprint(model, trunk)
 
 
@@ -57,7 +57,7 @@ def test_the_head_may_change_and_the_trunk_may_not(known):
 
 def test_running_statistics_count_and_counters_do_not():
     model = tiny_model("resnet")
-    trunk = Skeleton(model).trunk("layer2.0")
+    trunk = Skeleton(model).trunk_names("layer2.0")
     expected, before = fingerprint(model, trunk), state_digest(model)
     model.bn1.num_batches_tracked += 1
     assert matches(model, trunk, expected)
@@ -96,7 +96,7 @@ def test_what_accelerate_has_offloaded_is_read_where_it_is(known, tmp_path, same
 
 def test_blocks_that_accelerate_loads_as_a_whole():
     model = tiny_model("resnet")
-    trunk = Skeleton(model).trunk("layer2.0")
+    trunk = Skeleton(model).trunk_names("layer2.0")
     expected = fingerprint(model, trunk)
     accelerate.cpu_offload(model, execution_device="cpu", preload_module_classes=["BasicBlock"])
     assert matches(model, trunk, expected)
@@ -119,7 +119,7 @@ class Strange(torch.Tensor):
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_weights_that_are_no_plain_tensors_do_not_match(strange):
     model = tiny_model("resnet")
-    trunk = Skeleton(model).trunk("layer2.0")
+    trunk = Skeleton(model).trunk_names("layer2.0")
     expected = fingerprint(model, trunk)
     model.conv1.weight = strange(model.conv1.weight.detach())
     assert not matches(model, trunk, expected)
@@ -151,7 +151,7 @@ def test_compared_with_many_each_weight_is_hashed_once(known):
 
 def test_half_precision_is_lost_for_good():
     model = tiny_model("vit")
-    trunk = Skeleton(model).trunk("blocks.1")
+    trunk = Skeleton(model).trunk_names("blocks.1")
     expected = fingerprint(model, trunk)
     assert not matches(model.half().float(), trunk, expected)
 

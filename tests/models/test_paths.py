@@ -91,7 +91,7 @@ def test_a_tail_takes_any_number_of_images(flow, batch):
     skeleton = Skeleton(model, SIZE)
     with torch.inference_mode():
         for name in skeleton.points:
-            feature = skeleton.prefix(model, name)(images)
+            feature = skeleton.trunk(model, name)(images)
             assert torch.equal(skeleton.tail(model, name)(feature), model(images)), name
 
 
@@ -99,7 +99,7 @@ def test_a_tail_follows_the_dtype_of_its_feature():
     torch.manual_seed(0)
     model, images = Toy(shares_a_size).eval().double(), torch.randn(2, *SIZE, dtype=torch.float64)
     skeleton = Skeleton(model, SIZE)
-    found = skeleton.tail(model, "first")(skeleton.prefix(model, "first")(images))
+    found = skeleton.tail(model, "first")(skeleton.trunk(model, "first")(images))
     assert found.dtype == torch.float64
     assert torch.equal(found, model(images))
 
@@ -108,8 +108,8 @@ def test_where_there_are_two_branches_features_can_be_read_and_nothing_can_be_cu
     torch.manual_seed(0)
     model, images = Toy(two_branches).eval(), torch.randn(2, *SIZE)
     skeleton = Skeleton(model, SIZE)
-    assert skeleton.trunk("third") == ["second", "third"]
-    assert torch.equal(skeleton.prefix(model, "third")(images), model.third(model.second(images)))
+    assert skeleton.trunk_names("third") == ["second", "third"]
+    assert torch.equal(skeleton.trunk(model, "third")(images), model.third(model.second(images)))
     assert torch.equal(skeleton.tail(model, INPUT)(images), model(images))
     with pytest.raises(InsertionPointError, match=r"Toy can not be cut at 'third': there is another way"):
         skeleton.tail(model, "third")

@@ -80,8 +80,8 @@ def test_points(architecture):
     assert {name: feature.shape for name, feature in found.items()} == shapes
     middle = interior[len(interior) // 2].name
     tensors = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
-    assert skeleton.trunk(middle)
-    assert set(skeleton.trunk(middle)) <= {*tensors, *(name for name, _ in model.named_modules())}
+    assert skeleton.trunk_names(middle)
+    assert set(skeleton.trunk_names(middle)) <= {*tensors, *(name for name, _ in model.named_modules())}
     if architecture in READ_ONLY:
         with pytest.raises(InsertionPointError, match="can not be cut"):
             skeleton.tail(model, middle)
@@ -118,6 +118,6 @@ def test_prefix_and_tail_are_the_model_in_numbers(architecture):
         images = torch.randn(batch, 3, side, side)
         expected, found = outputs_of(model, [name], images)
         with torch.no_grad():
-            assert torch.equal(skeleton.prefix(model, name)(images), found[name]), name
+            assert torch.equal(skeleton.trunk(model, name)(images), found[name]), name
             if architecture not in READ_ONLY:
                 assert torch.equal(skeleton.tail(model, name)(found[name]), expected), name

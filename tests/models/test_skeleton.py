@@ -78,7 +78,7 @@ def test_prefix_and_tail_are_the_model_bit_for_bit_at_every_cut(family):
     with torch.inference_mode():
         expected = model(batch)
         for name in skeleton.points:
-            feature = skeleton.prefix(model, name)(batch)
+            feature = skeleton.trunk(model, name)(batch)
             assert torch.equal(skeleton.tail(model, name)(feature), expected), name
 
 
@@ -88,8 +88,8 @@ def test_the_trunk_is_what_the_features_depend_on(family):
     skeleton = Skeleton(model)
     names = list(skeleton.points)
     point = names[len(names) // 2]
-    trunk = skeleton.trunk(point)
-    skeleton.prefix(model, point)(batch).sum().backward()
+    trunk = skeleton.trunk_names(point)
+    skeleton.trunk(model, point)(batch).sum().backward()
     depends = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     covered = {
         name
@@ -98,7 +98,7 @@ def test_the_trunk_is_what_the_features_depend_on(family):
     }
     assert depends == covered
     assert 0 < len(depends) < len(list(model.parameters()))
-    assert skeleton.trunk(INPUT) == []
+    assert skeleton.trunk_names(INPUT) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -166,7 +166,7 @@ def test_untraceable_models_can_only_be_read_at_the_input():
     ):
         insertion_points(model)
     assert Skeleton(model).point(INPUT).grid == (224, 224)
-    assert Skeleton(model).trunk(INPUT) == []
+    assert Skeleton(model).trunk_names(INPUT) == []
 
 
 def test_arguments_other_than_the_image_keep_their_defaults():
@@ -200,7 +200,7 @@ def test_a_copy_carries_no_clone():
 @pytest.mark.parametrize("name", ["layer9", "layer2", "layer2.0.conv1", "fc", ""])
 def test_unknown_points_are_named_with_those_that_exist(name):
     skeleton = Skeleton(tiny_model("resnet"))
-    for act in (skeleton.point, skeleton.trunk, lambda name: skeleton.tail(skeleton.model, name)):
+    for act in (skeleton.point, skeleton.trunk_names, lambda name: skeleton.tail(skeleton.model, name)):
         with pytest.raises(
             InsertionPointError, match=rf"'{name}' is no insertion point of ResNet.*layer2\.0, layer2\.1"
         ):
