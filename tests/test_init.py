@@ -36,8 +36,8 @@ with pnc_hub.attach(model, {str(clone_folder)!r}) as attachment, torch.no_grad()
 pnc_hub.Clone.from_pretrained({str(clone_folder)!r}).save_pretrained({str(clone_folder.parent / "again")!r})
 pnc_hub.insertion_points(model)
 assert pnc_hub.check(model, {str(clone_folder)!r}).attaches
-import pnc_hub.catalogue, pnc_hub.verification, pnc_hub.cli
-assert pnc_hub.verification.verify({str(clone_folder)!r}).passed
+import pnc_hub.hub.verification, pnc_hub.cli
+assert pnc_hub.hub.verification.verify({str(clone_folder)!r}).passed
 assert callable(pnc_hub.search)
 """
     found = imported_by(code)
