@@ -1,5 +1,7 @@
 """Tiny models of many families, and clones between them that are real in everything but that nothing was learned."""
 
+import copy
+
 import timm
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import Learned, package, source_config
 from pnc_hub.cloning.pruning.localize import prune
 from pnc_hub.hub.clone import Clone
+from pnc_hub.models.fingerprint import state_digest
 from pnc_hub.models.insertion import INPUT
 from pnc_hub.module import Adapter, CloneModule, Gate
 
@@ -56,7 +59,19 @@ def source_args(family: str) -> dict:
     return FAMILIES[family][1]
 
 
-def tiny_clone(
+def tiny_clone(source: nn.Module, target: nn.Module, **options) -> Clone:
+    """A clone with random adapter and gate, see ``_made``; one that was made before is copied, which takes no time."""
+    parts = [f"{state_digest(model)} {model} {model.pretrained_cfg}" for model in (source, target)]
+    key = (*parts, repr(sorted(options.items())))
+    if key not in _MADE:
+        _MADE[key] = _made(source, target, **options)
+    return copy.deepcopy(_MADE[key])
+
+
+_MADE: dict[tuple, Clone] = {}
+
+
+def _made(
     source: nn.Module,
     target: nn.Module,
     *,

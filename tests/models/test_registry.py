@@ -45,6 +45,18 @@ RUN = {
 }
 
 
+# Of these the quick run looks at: one of each way in which tracing, cutting or tokens are special.
+QUICK = {
+    *("convnext_atto", "crossvit_9_240", "densenet121", "gemma4_vit_167m_enc", "hiera_tiny_224", "levit_128s"),
+    *("mvitv2_tiny", "swin_tiny_patch4_window7_224"),
+}
+
+
+def some_slow(names):
+    """Parameters of a test, those that are not ``QUICK`` marked as slow."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
 def test_the_slice_is_wide():
     assert len(set(ARCHITECTURES)) == 60
     assert len({timm.models.model_entrypoint(name).__module__ for name in ARCHITECTURES}) >= 55
@@ -68,7 +80,7 @@ def outputs_of(model, names, images):
             handle.remove()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", some_slow(ARCHITECTURES))
 def test_points(architecture):
     with torch.device("meta"):
         model = timm.create_model(architecture).eval()
@@ -95,7 +107,7 @@ def clones():
 
 
 @pytest.mark.filterwarnings("ignore:.*the clone was made for", "ignore:.*it is attached at the input")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", some_slow(ARCHITECTURES))
 def test_clones_attach_at_the_input_and_inside(architecture, clones):
     small = 35e6 if architecture in RUN else 0  # parameters up to which it is run in numbers, too
     row = sweep.measure(architecture, clones, small, 60)
@@ -104,8 +116,8 @@ def test_clones_attach_at_the_input_and_inside(architecture, clones):
     assert row["real"] == ("ok" if small else row["real"])
 
 
-@pytest.mark.parametrize("architecture", RUN)
-def test_prefix_and_tail_are_the_model_in_numbers(architecture):
+@pytest.mark.parametrize("architecture", some_slow(RUN))
+def test_trunk_and_tail_are_the_model_in_numbers(architecture):
     torch.manual_seed(0)
     model = timm.create_model(architecture, num_classes=3, **RUN[architecture]).eval()
     side = 240 if architecture == "crossvit_9_240" else 64
