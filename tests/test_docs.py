@@ -26,7 +26,7 @@ from pnc_hub.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
+LINKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "recipes").rglob("*.md"))]
 MARKDOWN = MarkdownIt().enable("table")
 
 
@@ -110,7 +110,8 @@ def python(program: str, arguments: list[str]) -> None:
         return
     options = {argument for argument in arguments[1:] if argument.startswith("--")}
     source = (ROOT / arguments[0]).read_text()
-    common = (ROOT / "recipes" / "protocol.py").read_text() if "protocol.main" in source else ""
+    frame = (ROOT / "recipes" / "frame" / f"{name}.py" for name in ("protocol", "rows"))
+    common = "".join(path.read_text() for path in frame) if arguments[0].startswith("recipes") else ""
     assert not [option for option in options if f'"{option}"' not in source + common]
 
 

@@ -1,6 +1,6 @@
 """A slice of timm's registry, from as many model files as there is time for: each has points, and they are what they say.
 
-``recipes/sweep.py`` is the same for the whole registry.
+``recipes/architectures/sweep.py`` is the same for the whole registry.
 """
 
 import pytest

@@ -2,13 +2,9 @@
 
 from dataclasses import replace
 
-import ablations
-import ours
-import pairs
 import pytest
 import torch
-import training
-from task import Task
+from test_recipes import raw
 
 import pnc_hub
 from pnc_hub import fusion
@@ -16,7 +12,9 @@ from pnc_hub.cloning import learn
 from pnc_hub.cloning.fitting import gate, refine, stitch
 from pnc_hub.cloning.pruning import localize
 from pnc_hub.cloning.search import select
-from recipes.test_recipes import raw
+from recipes.frame import pairs, training
+from recipes.frame.task import Task
+from recipes.method import ablations, ours
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 PLACE = {"insertion": "layer1.1", "cut": "layer2.0"}

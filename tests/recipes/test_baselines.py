@@ -4,26 +4,22 @@ import copy
 import dataclasses
 from functools import cache
 
-import baselines
-import evidence
-import incremental
-import networks  # noqa: F401 - registers the architecture
 import numpy as np
-import pnc_ref
 import pytest
-import side_network
 import timm
 import torch
-from evidence import Joined, Study, held_out
-from probes import Features
-from reading import TensorImages
 from sklearn.datasets import load_digits
-from task import Task
 from torch import nn
-from training import train
 
-from pnc_hub.models.cost import parameters
+from pnc_hub.models.cost import macs, parameters
 from pnc_hub.models.fingerprint import state_digest
+from recipes.compare import baselines, incremental, pnc_ref, side_network, study
+from recipes.compare.probes import Features
+from recipes.compare.study import Joined, Study, held_out
+from recipes.frame import networks  # noqa: F401 - registers the architecture
+from recipes.frame.reading import TensorImages
+from recipes.frame.task import Task
+from recipes.frame.training import train
 
 KNOWN, CLONED = 5, 3
 CHEAP = ("ensemble_raw", "ensemble_softmax", "ensemble_energy", "ensemble_gate", "prototype", "ridge", "probe")
@@ -117,7 +113,7 @@ def outcome(name, regime):
     task = make(regime)
     digests = [state_digest(model) for model in trained()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evidence, "LEAST_STEPS", 60)
+        patch.setattr(study, "LEAST_STEPS", 60)
         result = baselines.METHODS[name][0](task)
     same = digests == [state_digest(model) for model in trained()]
     return result, task, same
@@ -184,7 +180,7 @@ def test_ensembles_cost_the_whole_source_and_probes_a_few_rows():
     whole, _, _ = outcome("ensemble_raw", "R1")
     rows, _, _ = outcome("probe", "R1")
     assert whole.params == parameters(source)
-    assert whole.macs == evidence.macs(source, torch.zeros(1, 1, 16, 16))
+    assert whole.macs == macs(source, torch.zeros(1, 1, 16, 16))
     assert whole.bytes >= 4 * whole.params
     assert 24 * CLONED < rows.params < 24 * CLONED + 50
 
@@ -193,14 +189,14 @@ def test_the_reference_keeps_what_was_asked_for():
     result, task, _ = outcome("pnc_ref", "R3")
     images = torch.zeros(1, 1, 16, 16)
     assert 0 < result.params <= pnc_ref.KEEP * parameters(task.source)
-    assert 0 < result.macs < evidence.macs(task.source, images)
+    assert 0 < result.macs < macs(task.source, images)
     assert torch.equal(result.predict(images)[:, :KNOWN], task.target(images))
     new, labels = task.new_test.batch(range(len(task.new_test)))
     assert (result.predict(new)[:, KNOWN:].argmax(1) == labels).float().mean() > 0.5  # among three
-    study = Study(task)
-    cut = study.networks.cuts()["layer1.0"]
-    whole = parameters(study.networks.tail("layer1.0"))
-    tail, rows = pnc_ref._localised(study, cut, whole // 2)
+    this = Study(task)
+    cut = this.networks.cuts()["layer1.0"]
+    whole = parameters(this.networks.tail("layer1.0"))
+    tail, rows = pnc_ref._localised(this, cut, whole // 2)
     assert whole // 4 < parameters(tail) + parameters(rows) <= whole // 2
     kept = tail.get_submodule("layer3.0.conv1").weight
     original = task.source.get_submodule("layer3.0.conv1").weight

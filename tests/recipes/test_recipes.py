@@ -1,32 +1,24 @@
+import argparse
 import gzip
 import io
 import json
 import math
 import zipfile
 
-import ablations
-import baselines
-import cifar10
-import cifar100
-import mnist
-import networks
 import numpy as np
-import ours
-import pairs
-import protocol
 import pytest
-import reading
-import real
 import torch
-import training
 from common import tiny_model
 from PIL import Image
-from task import Result, Task
 from torch import nn
 
 import pnc_hub
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import source_config
+from recipes.compare import baselines
+from recipes.frame import networks, pairs, protocol, reading, training
+from recipes.frame.task import Result, Task
+from recipes.method import ablations, benchmark, ours
 
 RNG = np.random.RandomState(0)
 
@@ -360,21 +352,27 @@ class TestProtocol:
         assert line.startswith("| R1 | m | 1 2 | 60.0 | ")
         assert "| 1,500 |" in line
 
-    @pytest.mark.parametrize("module", [cifar10, cifar100, mnist, real])
-    def test_without_data_the_program_says_what_to_do(self, module, tmp_path):
+    @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "real"])
+    def test_without_data_the_program_says_what_to_do(self, name, tmp_path):
         with pytest.raises(SystemExit, match="--data"):
-            protocol.main(module.BENCHMARK, ["--data", str(tmp_path), "--methods", "clone"])
+            benchmark.main([name, "--data", str(tmp_path), "--methods", "clone"])
 
     def test_command_lines(self, capsys):
-        given = protocol.parser_of(cifar10.BENCHMARK).parse_args(["--data", "x", "--clone", "3", "--regime", "R2"])
+        def parsed(name, *arguments):
+            parser = argparse.ArgumentParser()
+            protocol.add_options(parser, benchmark.BENCHMARKS[name])
+            return parser.parse_args(["--data", "x", *arguments])
+
+        given = parsed("cifar10", "--clone", "3", "--regime", "R2")
         assert (given.clone, given.seeds, given.regime, given.preset) == (3, [1993, 1994, 1995], ["R2"], "quick")
-        assert protocol.parser_of(cifar100.BENCHMARK).parse_args(["--data", "x"]).clone == 20
-        assert protocol.parser_of(real.BENCHMARK).parse_args(["--data", "x"]).seeds == [1993]
+        assert parsed("cifar100").clone == 20
+        assert parsed("real").seeds == [1993]
         for wrong in (["--clone", "4"], ["--methods", "magic"], ["--regime", "R5"]):
             with pytest.raises(SystemExit):
-                protocol.parser_of(cifar10.BENCHMARK).parse_args(["--data", "x", *wrong])
-        with pytest.raises(SystemExit):
-            protocol.parser_of(real.BENCHMARK).parse_args(["--data", "x", "--regime", "R2"])
+                parsed("cifar10", *wrong)
+        for name in ("mnist", "digits", "real"):
+            with pytest.raises(SystemExit):
+                parsed(name, "--regime", "R2")
         capsys.readouterr()
 
 

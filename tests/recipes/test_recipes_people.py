@@ -1,16 +1,11 @@
 """Recipes that a person follows with photos: pictures of coloured squares stand in for them."""
 
-import birds
 import numpy as np
-import own_photos
-import photos
 import pytest
-import taught
 import timm
 import torch
 from common import source_args, tiny_model
 from PIL import Image
-from reading import HALF, MissingDataError, Raw, TensorImages
 from timm.data import ImageNetInfo
 from timm.models._hub import save_for_hf
 
@@ -18,6 +13,8 @@ import pnc_hub
 from pnc_hub.errors import DataError
 from pnc_hub.models.fingerprint import state_digest
 from pnc_hub.models.preprocess import Preprocess
+from recipes.frame.reading import HALF, MissingDataError, Raw, TensorImages
+from recipes.people import birds, own_photos, photos, taught
 
 SIZE = Preprocess((3, 32, 32), HALF, HALF, "bilinear", 1.0)
 

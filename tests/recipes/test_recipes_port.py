@@ -1,12 +1,11 @@
 """The recipe that ports one module to several architectures: what a row says, and that it is not measured again."""
 
-import families
-import port
 import pytest
-import training
 
 import pnc_hub
 from pnc_hub.cli import demo
+from recipes.architectures import families, port
+from recipes.frame import training
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 Every candidate's closed-form adapter is put before the whole tail, a gate is fitted on what comes out, and the joint answer
 is measured on held-out images. It tells what the closed form is worth everywhere for the price of a few hundred images; what
-training would add it does not know (`recipes/insertion.py`), which is why the search also tries early places.
+training would add it does not know (`recipes/method/insertion.py`), which is why the search also tries early places.
 """
 
 from __future__ import annotations
