@@ -110,8 +110,8 @@ def python(program: str, arguments: list[str]) -> None:
         return
     options = {argument for argument in arguments[1:] if argument.startswith("--")}
     source = (ROOT / arguments[0]).read_text()
-    frame = (ROOT / "recipes" / "frame" / f"{name}.py" for name in ("protocol", "rows"))
-    common = "".join(path.read_text() for path in frame) if arguments[0].startswith("recipes") else ""
+    frame = (ROOT / "recipes" / "frame").glob("*.py") if arguments[0].startswith("recipes/") else ()
+    common = "".join(path.read_text() for path in frame)
     assert not [option for option in options if f'"{option}"' not in source + common]
 
 
