@@ -1,4 +1,4 @@
-"""``pnc-download.lock``: the commit of each clone that a program was tested with, and the sha256 of its files.
+"""``pnc-hub.lock``: the commit of each clone that a program was tested with, and the sha256 of its files.
 
 A lock is JSON, ``{"user/name": {"revision": commit, "files": {name: sha256}}}``, to be kept with the program that attaches
 the clones. It is what a repository's name is not: the same clone tomorrow, whoever owns the name by then. A folder is named
@@ -24,7 +24,7 @@ from pnc_hub.hub import download
 if TYPE_CHECKING:
     from pnc_hub.hub.clone import Clone
 
-FILE = "pnc-download.lock"
+FILE = "pnc-hub.lock"
 
 Lock = str | Path | Mapping[str, Any]
 
@@ -89,7 +89,7 @@ def write(*clones: Clone, path: str | Path = FILE) -> Path:
     Example:
         >>> with pnc_hub.attach(model, "user/clone-birds") as birds:  # doctest: +SKIP
         ...     pnc_hub.lock.write(birds.clone)
-        >>> pnc_hub.attach(model, "user/clone-birds", lock="pnc-download.lock")  # doctest: +SKIP
+        >>> pnc_hub.attach(model, "user/clone-birds", lock="pnc-hub.lock")  # doctest: +SKIP
     """
     path = Path(path).resolve()
     pins = [Pin.of(clone, path) for clone in clones]
