@@ -62,8 +62,19 @@ def place(world, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+# Clones are learned with the whole search at 224 pixels.
+SLOW = {"README.md", "docs/cli.md"}
+
+
+def with_code() -> Iterator[object]:
+    """Pages with blocks of code."""
+    for page in PAGES:
+        if blocks(page):
+            yield pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if name_of(page) in SLOW else [])
+
+
 @pytest.mark.filterwarnings("ignore")  # what users are warned of is shown in the text
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
+@pytest.mark.parametrize("page", with_code())
 def test_code_blocks_run(page, place, monkeypatch):
     module = ModuleType(f"docs_{page.stem}".lower())
     monkeypatch.setitem(sys.modules, module.__name__, module)  # classes that are defined in a block have a home
@@ -138,6 +149,7 @@ def extras() -> dict[str, str]:
 PROGRAMS = {
     **{"pnc-hub": pnc_hub, "pip": pip, "python": python, "pytest": pytest_},
     **dict.fromkeys(("ruff", "mypy", "pre-commit", "pdoc"), of_dev),
+    "lint-imports": lambda program, arguments: of_dev("import-linter", arguments),
     **dict.fromkeys((".", "export"), of_shell),
 }
 RUN = {
