@@ -66,7 +66,7 @@ class Architecture:
         self.num_classes = as_classifier(model).num_classes
         self.model, self.features = without_classifier(self.skeleton.model)
         self._parts: dict[tuple[str, str], Part] = {}
-        self.passed: set[bytes] = set()  # what ``assembly`` has found to run
+        self.passed: set[bytes] = set()  # digests of what ran on the meta device
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles hold the name alone."""

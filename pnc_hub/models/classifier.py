@@ -42,14 +42,14 @@ def heads(model: nn.Module) -> tuple[nn.Module, ...]:
         >>> heads(timm.create_model("resnet18"))
         (Linear(in_features=512, out_features=1000, bias=True),)
     """
-    found = as_classifier(model).get_classifier() if hasattr(model, "get_classifier") else ()
-    return tuple(found) if isinstance(found, (tuple, list)) else (found,)
+    layers = as_classifier(model).get_classifier() if hasattr(model, "get_classifier") else ()
+    return tuple(layers) if isinstance(layers, (tuple, list)) else (layers,)
 
 
 def classifier_name(model: nn.Module) -> str:
     """Path of the module that ``model.get_classifier()`` returns, or "" where it is no single module of the model."""
-    known = heads(model)
-    return next((name for name, module in model.named_modules() if len(known) == 1 and module is known[0]), "")
+    layers = heads(model)
+    return next((name for name, module in model.named_modules() if len(layers) == 1 and module is layers[0]), "")
 
 
 def without_classifier(model: nn.Module) -> tuple[nn.Module, int]:

@@ -47,9 +47,9 @@ class _Weight:
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         tensor = tensor.cpu().contiguous()
-        found = hashlib.sha256(f"{self.name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy().data)
-        return found.digest()
+        digest = hashlib.sha256(f"{self.name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        return digest.digest()
 
 
 def fingerprint(model: nn.Module, trunk: Iterable[str] | None = None) -> dict[str, str]:
@@ -76,7 +76,7 @@ def fingerprint(model: nn.Module, trunk: Iterable[str] | None = None) -> dict[st
 
 
 def matches(
-    model: nn.Module, trunk: Iterable[str], expected: dict[str, str], known: dict[str, bytes] | None = None
+    model: nn.Module, trunk: Iterable[str], expected: dict[str, str], hashed: dict[str, bytes] | None = None
 ) -> bool:
     """Whether the trunk of ``model`` holds the weights that ``expected`` was taken of.
 
@@ -88,14 +88,14 @@ def matches(
         model: the model; it is only read.
         trunk: as for ``fingerprint``.
         expected: what ``fingerprint`` returned.
-        known: digests of the weights of ``model`` by name, which are added to: compared with many, each is hashed once.
+        hashed: digests of the weights of ``model`` by name, which are added to: compared with many, each is hashed once.
     """
     weights = _weights(model, trunk)
     dtypes = {weight.tensor.dtype for weight in weights if weight.tensor.is_floating_point()}
     name = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), None)
     if name is None or not all(weight.is_readable for weight in weights):
         return False
-    return _digest(weights, None, known) == expected.get(name)
+    return _digest(weights, None, hashed) == expected.get(name)
 
 
 def state_digest(model: nn.Module) -> str:
@@ -105,8 +105,8 @@ def state_digest(model: nn.Module) -> str:
 
 def _weights(model: nn.Module, trunk: Iterable[str] | None) -> list[_Weight]:
     """What ``state_dict`` lists of the trunk, in the order of names, but for counters."""
-    found = _below(model, "", None if trunk is None else set(trunk), ())
-    return sorted(found, key=lambda weight: weight.name)
+    weights = _below(model, "", None if trunk is None else set(trunk), ())
+    return sorted(weights, key=lambda weight: weight.name)
 
 
 def _below(module: nn.Module, path: str, wanted: set[str] | None, maps: tuple[Any, ...]) -> Iterator[_Weight]:
@@ -134,11 +134,11 @@ def _below(module: nn.Module, path: str, wanted: set[str] | None, maps: tuple[An
             yield from _below(child, f"{path}{name}.", wanted, maps)
 
 
-def _digest(weights: list[_Weight], dtype: torch.dtype | None, known: dict[str, bytes] | None = None) -> str:
-    known = {} if known is None else known
-    unknown = [weight for weight in weights if weight.name not in known]
+def _digest(weights: list[_Weight], dtype: torch.dtype | None, hashed: dict[str, bytes] | None = None) -> str:
+    hashed = {} if hashed is None else hashed
+    missing = [weight for weight in weights if weight.name not in hashed]
     # hashlib releases the GIL, so two threads hash at nearly twice the speed of one
     with ThreadPoolExecutor(2) as pool:
-        digests = pool.map(lambda weight: weight.digest(dtype), unknown)
-        known.update(zip((weight.name for weight in unknown), digests, strict=True))
-    return hashlib.sha256(b"".join(known[weight.name] for weight in weights)).hexdigest()
+        digests = pool.map(lambda weight: weight.digest(dtype), missing)
+        hashed.update(zip((weight.name for weight in missing), digests, strict=True))
+    return hashlib.sha256(b"".join(hashed[weight.name] for weight in weights)).hexdigest()

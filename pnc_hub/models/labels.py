@@ -44,5 +44,5 @@ def spoken(names: tuple[str, ...]) -> str:
 def _imagenet() -> list[tuple[str, ...]]:
     from timm.data import ImageNetInfo
 
-    known = ImageNetInfo("imagenet-1k")
-    return [(known.index_to_label_name(index), *known.index_to_description(index).split(", ")) for index in range(1000)]
+    info = ImageNetInfo("imagenet-1k")
+    return [(info.index_to_label_name(index), *info.index_to_description(index).split(", ")) for index in range(1000)]

@@ -53,10 +53,10 @@ class Paths:
     @cached_property
     def unavoidable(self) -> list[fx.Node]:
         """Those readable ones that every way from the image to the output passes through."""
-        position = {node: place for place, node in enumerate(self.path)}
+        position = {node: index for index, node in enumerate(self.path)}
         readable, unavoidable, furthest = set(self.readable), [], 0
-        for place, node in enumerate(self.path):
-            if furthest <= place and node in readable:
+        for index, node in enumerate(self.path):
+            if furthest <= index and node in readable:
                 unavoidable.append(node)
             furthest = max([furthest, *(position[user] for user in node.users if user in position)])
         return unavoidable
@@ -98,28 +98,30 @@ class Paths:
 
 def ancestors(end: fx.Node, through: Callable[[fx.Node], bool] = lambda node: True) -> set[fx.Node]:
     """``end`` and every node that it depends on, by way of nodes that satisfy ``through``."""
-    found: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
     todo = [end]
     while todo:
         node = todo.pop()
-        if node not in found and through(node):
-            found.add(node)
+        if node not in seen and through(node):
+            seen.add(node)
             todo.extend(node.all_input_nodes)
-    return found
+    return seen
 
 
 def _constant(traced: Trace, node: fx.Node, graph: fx.Graph, feature: fx.Node) -> Any:
-    """What stands for ``node`` where only ``feature`` is known: its value, or what the feature tells of it."""
+    """What stands for ``node`` where only ``feature`` is given: its value, or what can be computed from the feature."""
 
-    def known(value: Any) -> Any:
+    def without_batch(value: Any) -> Any:
         if isinstance(value, (tuple, list)):
-            return [known(item) for item in value] if isinstance(value, list) else tuple(map(known, value))
+            return (
+                [without_batch(item) for item in value] if isinstance(value, list) else tuple(map(without_batch, value))
+            )
         if type(value) is not int or not value or value % BATCH:
             return value
         images = graph.call_method("size", (feature, 0))
         return images if value == BATCH else graph.call_function(operator.mul, (images, value // BATCH))
 
-    value = known(traced.values[node])
+    value = without_batch(traced.values[node])
     if node not in traced.varying or isinstance(value, fx.Node):
         return value
     if node.target is getattr and isinstance(traced.values[node.all_input_nodes[0]], Tensor):
@@ -128,8 +130,8 @@ def _constant(traced: Trace, node: fx.Node, graph: fx.Graph, feature: fx.Node) -
 
 
 def _head_names(model: nn.Module) -> list[str]:
-    known = heads(model)
-    return [name for name, module in model.named_modules() if any(module is head for head in known)]
+    layers = heads(model)
+    return [name for name, module in model.named_modules() if any(module is head for head in layers)]
 
 
 def _touches(name: str, others: list[str]) -> bool:

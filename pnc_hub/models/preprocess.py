@@ -99,9 +99,9 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
 
 def _channels(model: nn.Module, cfg: dict[str, Any]) -> int | None:
     """What the model says of its images, or its first convolution does (which may come behind a rearrangement)."""
-    told = getattr(model, "in_chans", None)
-    if isinstance(told, int):
-        return told
+    channels = getattr(model, "in_chans", None)
+    if isinstance(channels, int):
+        return channels
     first = cfg.get("first_conv")
     modules = dict(model.named_modules())
     convolutions = (modules.get(name) for name in ((first,) if isinstance(first, str) else first or ()))

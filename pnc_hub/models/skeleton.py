@@ -56,8 +56,8 @@ class Skeleton:
         the points are those where features of the image can be read.
         """
         paths = self._paths
-        found = self._described(paths, paths.unavoidable) or self._described(paths, paths.readable)
-        return {INPUT: self.point(INPUT), **found}
+        points = self._described(paths, paths.unavoidable) or self._described(paths, paths.readable)
+        return {INPUT: self.point(INPUT), **points}
 
     def point(self, name: str) -> InsertionPoint:
         """The point called ``name``.
@@ -104,13 +104,13 @@ class Skeleton:
     def _paths(self) -> Paths:
         """Ways through the model at a depth at which there are places to cut."""
         paths, opened = self._traced(()), []
-        while len(found := self._described(paths, paths.unavoidable)) < FEW:
+        while len(points := self._described(paths, paths.unavoidable)) < FEW:
             body = self._body(paths)
             if body is None:
                 break
             opened.append(body)
             deeper = self._traced(opened)
-            if len(self._described(deeper, deeper.unavoidable)) <= len(found):
+            if len(self._described(deeper, deeper.unavoidable)) <= len(points):
                 break
             paths = deeper
         return paths
@@ -134,12 +134,12 @@ class Skeleton:
         return None
 
     def _described(self, paths: Paths, nodes: list[fx.Node]) -> dict[str, InsertionPoint]:
-        found = {}
+        points = {}
         for node in nodes:
             point = describe(self.model, str(node.target), paths.traced.values[node], self.input_size)
             if point is not None:
-                found[point.name] = point
-        return found
+                points[point.name] = point
+        return points
 
     def _node(self, name: str) -> fx.Node:
         self.point(name)

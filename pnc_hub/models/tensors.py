@@ -41,13 +41,13 @@ def put_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def attributes_of(module: nn.Module) -> dict[str, dict[str, int]]:
     """The width attributes of every layer that has any, by layer name."""
-    found = {}
+    widths = {}
     for name, layer in module.named_modules():
         values = {attribute: vars(layer).get(attribute) for attribute in WIDTH_ATTRIBUTES}
         values = {attribute: _as_int(value) for attribute, value in values.items() if _as_int(value) is not None}
         if values:
-            found[name] = values
-    return found
+            widths[name] = values
+    return widths
 
 
 def shrink(module: nn.Module, shapes: dict[str, list[int]], attributes: dict[str, dict[str, int]]) -> None:

@@ -64,8 +64,8 @@ def _functions_of_one_tensor() -> tuple[Callable[..., Any], ...]:
     """Functions that timm asks not to trace, but for those that may return None, for which no proxy can stand."""
     from timm.layers import get_notrace_functions
 
-    known = (Tensor, inspect.Signature.empty)
-    return tuple(f for f in get_notrace_functions() if inspect.signature(f).return_annotation in known)
+    tensor_or_unsaid = (Tensor, inspect.Signature.empty)
+    return tuple(f for f in get_notrace_functions() if inspect.signature(f).return_annotation in tensor_or_unsaid)
 
 
 class _Tracer(fx.Tracer):
@@ -162,7 +162,7 @@ class _Tracer(fx.Tracer):
     def _unpacked(self, proxy: Any) -> Any:
         value = proxy.value
         if type(value) in (tuple, list):
-            return type(value)(proxy[place] for place in range(len(value)))
+            return type(value)(proxy[index] for index in range(len(value)))
         if type(value) is dict:
             return {key: proxy[key] for key in value}
         return None if value is None else proxy
@@ -215,7 +215,7 @@ class _Proxy(fx.Proxy):
 
     if TYPE_CHECKING:  # torch gives all proxies their operators when it is imported
 
-        def __getitem__(self, place: Any) -> Any: ...
+        def __getitem__(self, index: Any) -> Any: ...
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -232,7 +232,7 @@ class _Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __iter__(self) -> Iterator[fx.Proxy]:
-        return iter([self[place] for place in range(len(self))])
+        return iter([self[index] for index in range(len(self))])
 
     def __len__(self) -> int:
         if isinstance(self.value, Tensor):
