@@ -176,13 +176,13 @@ def test_evidence_is_gathered_over_batches(joined):
 
     def read(images):
         logits, features = reader(images, [adapter.insertion.module])
-        return (logits, *module(features[adapter.insertion.module]))
+        return {"target": logits, "clone": module(features[adapter.insertion.module])}
 
-    logits, *parts, labels = gather(read, batches(inputs, list(range(12))))
-    assert labels.tolist() == list(range(12))
-    assert torch.allclose(logits, target(inputs), atol=1e-5)
+    gathered = gather(read, batches(inputs, list(range(12))))
+    assert gathered["labels"].tolist() == list(range(12))
+    assert torch.allclose(gathered["target"], target(inputs), atol=1e-5)
     whole = module(reader(inputs, [adapter.insertion.module])[1][adapter.insertion.module])
-    for value, expected in zip(parts, whole, strict=True):
+    for value, expected in zip(gathered["clone"], whole, strict=True):
         assert torch.allclose(value, expected, atol=1e-5)
 
 
@@ -193,7 +193,7 @@ def test_measuring_keeps_a_few_numbers_of_each_image(joined, monkeypatch):
 
     def counting(read, batches):
         columns = gather(read, batches)
-        widths.append(sum(column[0].numel() for column in columns))
+        widths.append(sum(column[0].numel() for column in columns.values()))
         return columns
 
     monkeypatch.setattr("pnc_hub.cloning.measuring.evaluate.gather", counting)

@@ -80,7 +80,7 @@ def test_the_sources_own_opinion_counts_unless_held_out_images_speak_against_it(
     new.reject, old.reject = torch.zeros(60), torch.full((60,), other)
     seen = replace(new, reject=torch.full((60,), other)), replace(old, reject=torch.zeros(60))  # the contrary
     gate = fit(*seen, (new, old), False, covered=False, odds=9.0)
-    energies = new.scalars()
+    energies = new.scalars(*fusion.SCALARS)
     expected = energies[:, POSITION["clone_energy"]] - energies[:, POSITION["target_energy"]]
     if asked:
         expected = expected + energies[:, POSITION["clone_energy"]] + math.log(9)

@@ -62,7 +62,7 @@ def test_each_stage_tries_its_best_and_its_best_of_the_same_size(networks, prepa
 
     def tried(names, room):
         found = _trials(networks, prepared, [place(*pair) for pair in names], reject, Size(room))
-        return [(one.place.candidate.target.name, one.place.candidate.source.name) for one in found]
+        return [(one.place.candidate.insertion.name, one.place.candidate.cut.name) for one in found]
 
     sizes = {"layer2.0": 10, "layer2.1": 9, "layer4.1": 8, "global_pool": 7}
     names = [("stages.1", "global_pool"), ("stages.1", "layer2.1"), ("stages.1", "layer2.0"), ("stages.2", "layer4.1")]
@@ -115,7 +115,7 @@ def test_what_the_caller_fixed_stays(networks, prepared, fixed):
 
 def test_the_curve_has_every_pair_that_was_tried(networks, prepared):
     learned, places = choose(networks, prepared, ("stages.1", None))
-    pairs = {(place.candidate.target.name, place.candidate.source.name) for place in places}
+    pairs = {(place.candidate.insertion.name, place.candidate.cut.name) for place in places}
     assert len(pairs) == len(places) > 2
     assert (learned.target.name, learned.source.name) in pairs
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pnc_hub.cloning.fitting import stitch
-from pnc_hub.cloning.fitting.ridge import Moments, fit_rows, ridge
+from pnc_hub.cloning.fitting.ridge import RIDGES, Moments, fit_rows, ridge
 from pnc_hub.cloning.fitting.stitch import admissible_pairs, search
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.models.insertion import INPUT, InsertionPoint, to_maps
@@ -67,7 +67,7 @@ def test_the_error_is_the_summed_square_of_the_residuals():
 
 def test_the_penalty_is_the_best_on_held_out_rows():
     few, held_out = moments(*rows(8, seed=1)), moments(*rows(500, seed=2))
-    errors = [held_out.error(few.solve(strength)) for strength in ridge.RIDGES]
+    errors = [held_out.error(few.solve(strength)) for strength in RIDGES]
     assert held_out.error(ridge(few, held_out)) == min(errors)
     assert min(errors) < max(errors)
 
@@ -131,8 +131,8 @@ def batches(seed, count=40):
 @torch.no_grad()
 def match(networks, candidate):
     """Share of the variance of the source's feature at the cut that the adapter explains, on new images."""
-    name = candidate.source.name
-    read = networks.target(images(24, 7), [candidate.target.name])[1][candidate.target.name]
+    name = candidate.cut.name
+    read = networks.target(images(24, 7), [candidate.insertion.name])[1][candidate.insertion.name]
     goal = networks.teach(images(24, 7), [name]).features[name]
     return 1 - float(((candidate.adapter(read) - goal) ** 2).mean() / (goal - goal.mean(0)).pow(2).mean())
 
@@ -143,8 +143,8 @@ def test_the_same_place_of_the_same_network_matches_perfectly(family):
     networks = Networks(model, model, [0, 1], CPU)
     pairs = admissible_pairs(networks.points(), networks.cuts(), None, None)
     found = search(networks, Accelerator(cpu=True), batches(1), batches(2), pairs, seed=0)
-    assert {(candidate.target, candidate.source) for candidate in found} == set(pairs)
-    fits = {(one.target.name, one.source.name): match(networks, one) for one in found}
+    assert {(candidate.insertion, candidate.cut) for candidate in found} == set(pairs)
+    fits = {(one.insertion.name, one.cut.name): match(networks, one) for one in found}
     same = [fit for (target, source), fit in fits.items() if target == source]
     assert len(same) >= 3
     assert min(same) > 0.999

@@ -9,6 +9,7 @@ learned on whatever other images there are; with none it is how unusual an image
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from pnc_hub.module import Gate
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 ROUNDING = 1e-9  # 100 * 0.29 is a little less than 29
-_UNIVERSAL = [fusion.SCALARS.index(name) for name in ("clone_energy", "clone_max", "reject")]
+_UNIVERSAL = ("clone_energy", "clone_max", "reject")  # what does not depend on the target
 
 
 @dataclass
@@ -36,9 +37,9 @@ class Evidence:
     def __len__(self) -> int:
         return len(self.target_logits)
 
-    def scalars(self) -> Tensor:
-        """[N, 5] as the gate sees them."""
-        return fusion.scalars(self.target_logits, self.clone_logits, self.reject)
+    def scalars(self, *names: str) -> Tensor:
+        """[N, len(names)] those of ``fusion.SCALARS`` that are named."""
+        return fusion.scalars(self.target_logits, self.clone_logits, self.reject)[:, _columns(*names)]
 
     def gate_logit(self, gate: Gate) -> Tensor:
         """[N]."""
@@ -75,39 +76,43 @@ def fit(
         covered: whether images of most of the target's classes are there. A gate learned on a few easy ones diverts
             images of the others; then the two networks' own energies decide, as if their logits stood side by side, and
             the reject logit, unless that separates the held-out images worse.
-        odds: classes of the source that are not cloned for each that is; 0 where its reject logit shall not be asked.
+        odds: classes of the source that are not cloned for each that is; 0 where its reject logit should not be asked.
     """
-    columns = _UNIVERSAL if universal else list(range(len(fusion.SCALARS)))
+    names = _UNIVERSAL if universal else fusion.SCALARS
     if target is None and universal:
         return _from_cloned_alone(cloned)
     if target is None or not (covered or universal):
-        return _fixed(*held_out, odds)
-    x = torch.cat([_inputs(cloned, columns), _inputs(target, columns)]).numpy()
+        return _unlearned(*held_out, odds)
+    x = torch.cat([_inputs(cloned, names), _inputs(target, names)]).numpy()
     y = np.r_[np.ones(len(cloned)), np.zeros(len(target))]
     held = [part for part in held_out if part is not None]
-    x_held = torch.cat([_inputs(part, columns) for part in held]).numpy()
-    y_held = np.concatenate([np.full(len(part), 1.0 - place) for place, part in enumerate(held)])
+    x_held = torch.cat([_inputs(part, names) for part in held]).numpy()
+    y_held = np.concatenate([np.full(len(part), 1.0 - side) for side, part in enumerate(held)])
     mean, spread = x.mean(0), x.std(0) + 1e-6
     fitted = [
         _logistic((x - mean) / spread, y, penalty, width)
-        for width in sorted({len(columns), x.shape[1]})
+        for width in sorted({len(names), x.shape[1]})
         for penalty in PENALTIES
     ]
     weight, bias = min(fitted, key=lambda solution: _log_loss((x_held - mean) / spread, y_held, *solution))
-    gate = Gate(x.shape[1] - len(columns)).requires_grad_(False)
     weights = torch.from_numpy(weight / spread).float()
-    gate.scalars[columns] = weights[: len(columns)]
-    gate.features.copy_(weights[len(columns) :])
-    gate.bias.fill_(float(bias - (weights.numpy() * mean).sum()))
+    bias = float(bias - (weights.numpy() * mean).sum())
+    gate = fixed(x.shape[1] - len(names), bias, **dict(zip(names, weights.tolist(), strict=False)))
+    gate.features.copy_(weights[len(names) :])
+    return gate
+
+
+def fixed(features: int, bias: float = 0.0, **weights: float) -> Gate:
+    """The gate with these weights of scalars, by their names in ``fusion.SCALARS``, and none of features."""
+    gate = Gate(features).requires_grad_(False)
+    gate.scalars[_columns(*weights)] = torch.tensor(list(weights.values()))
+    gate.bias.fill_(bias)
     return gate
 
 
 def side_by_side(features: int) -> Gate:
     """The gate under which the fused logits are those of both networks side by side: s = E(clone) - E(target)."""
-    gate = Gate(features).requires_grad_(False)
-    gate.scalars[fusion.SCALARS.index("clone_energy")] = 1.0
-    gate.scalars[fusion.SCALARS.index("target_energy")] = -1.0
-    return gate
+    return fixed(features, clone_energy=1.0, target_energy=-1.0)
 
 
 def doubly_judged(features: int, odds: float) -> Gate:
@@ -117,11 +122,7 @@ def doubly_judged(features: int, odds: float) -> Gate:
     classes than cloned ones, so that either side is as likely as the other before the image is seen. A source with many other
     classes knows what is near the cloned ones; one with a few knows little of what the target has seen.
     """
-    gate = side_by_side(features)
-    gate.scalars[fusion.SCALARS.index("clone_energy")] = 2.0
-    gate.scalars[fusion.SCALARS.index("reject")] = -1.0
-    gate.bias.fill_(math.log(odds))
-    return gate
+    return fixed(features, math.log(odds), clone_energy=2.0, target_energy=-1.0, reject=-1.0)
 
 
 def best_offset(
@@ -184,7 +185,7 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
     return float(roc_auc_score(np.r_[np.ones(len(positive)), np.zeros(len(negative))], scores))
 
 
-def _fixed(cloned: Evidence, target: Evidence | None, odds: float) -> Gate:
+def _unlearned(cloned: Evidence, target: Evidence | None, odds: float) -> Gate:
     """A gate without learned weights, chosen on held-out images if they are of the target's classes.
 
     The source is asked for its other classes unless the AUROC is worse by more than its standard error: few images of a few
@@ -195,8 +196,8 @@ def _fixed(cloned: Evidence, target: Evidence | None, odds: float) -> Gate:
     if target is None or not odds or bool((target.labels < 0).all()):
         return alone
     asked = doubly_judged(cloned.features.shape[1], odds)
-    without, found = (auroc(cloned.margin(gate), target.margin(gate)) for gate in (alone, asked))
-    return asked if found >= without - auroc_error(without, len(cloned), len(target)) else alone
+    without, with_it = (auroc(cloned.margin(gate), target.margin(gate)) for gate in (alone, asked))
+    return asked if with_it >= without - auroc_error(without, len(cloned), len(target)) else alone
 
 
 def auroc_error(value: float, positive: int, negative: int) -> float:
@@ -211,8 +212,12 @@ def auroc_error(value: float, positive: int, negative: int) -> float:
     return math.sqrt((value * (1 - value) + spread) / (positive * negative))
 
 
-def _inputs(evidence: Evidence, columns: list[int]) -> Tensor:
-    return torch.cat([evidence.scalars()[:, columns], evidence.features], 1).double()
+def _columns(*names: str) -> list[int]:
+    return [fusion.SCALARS.index(name) for name in names]
+
+
+def _inputs(evidence: Evidence, names: Sequence[str]) -> Tensor:
+    return torch.cat([evidence.scalars(*names), evidence.features], 1).double()
 
 
 def _logistic(x: np.ndarray, y: np.ndarray, penalty: float, width: int) -> tuple[np.ndarray, float]:
@@ -234,10 +239,6 @@ def _log_loss(x: np.ndarray, y: np.ndarray, weight: np.ndarray, bias: float) -> 
 
 def _from_cloned_alone(cloned: Evidence) -> Gate:
     """How like images of the cloned classes it is, by the largest logit: two standard deviations are let through."""
-    gate = Gate(cloned.features.shape[1]).requires_grad_(False)
-    column = fusion.SCALARS.index("clone_max")
-    scores = cloned.scalars()[:, column]
+    scores = cloned.scalars("clone_max")
     spread = scores.std(correction=0) + 1e-6
-    gate.scalars[column] = 1 / spread
-    gate.bias.fill_(float(2 - scores.mean() / spread))
-    return gate
+    return fixed(cloned.features.shape[1], float(2 - scores.mean() / spread), clone_max=float(1 / spread))

@@ -14,20 +14,34 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 class Moments:
-    """X'X, X'Y and the diagonal of Y'Y of rows seen so far, in float64; x gets a constant column for the bias."""
+    """X'X, X'Y and the diagonal of Y'Y of rows seen so far, in float64; x gets a constant column for the bias.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> seen = Moments()
+        >>> seen.add(x, 3 * x + 1)
+        >>> seen.solve(1e-9).flatten().round(decimals=3).tolist()
+        [3.0, 1.0]
+    """
 
     def __init__(self) -> None:
         """Empty; sizes follow from the first rows."""
         self.gram: Any = 0.0  # they are tensors as soon as there are rows
         self.cross: Any = 0.0
         self.square: Any = 0.0
-        self.rows: Any = 0.0
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Rows x [N, C] and y [N, D]."""
-        x, y = _with_constant(x), y.double()
-        self.gram, self.cross = self.gram + x.T @ x, self.cross + x.T @ y
-        self.square, self.rows = self.square + (y * y).sum(0), self.rows + x.new_tensor(float(len(x)))
+    @property
+    def rows(self) -> Tensor:
+        """How many there were, or the sum of their weights."""
+        count: Tensor = self.gram[-1, -1]
+        return count
+
+    def add(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
+        """Rows x [N, C] and y [N, D], which count as much as ``weight`` [N] says, or all alike."""
+        x, y = with_constant(x.double()), y.double()
+        weighted_x, weighted_y = (x, y) if weight is None else (x * weight[:, None], y * weight[:, None])
+        self.gram, self.cross = self.gram + weighted_x.T @ x, self.cross + weighted_x.T @ y
+        self.square = self.square + (weighted_y * y).sum(0)
 
     def reduced(self, accelerator: Accelerator) -> Moments:
         """Summed over processes, of which some may have seen no rows."""
@@ -38,19 +52,34 @@ class Moments:
             setattr(self, name, accelerator.reduce(value, "sum"))
         return self
 
-    def solve(self, ridge: float) -> Tensor:
-        """Weights [C + 1, D] that minimise the squared error, ``ridge`` relative to the mean feature energy."""
-        penalty = ridge * self.gram.diagonal()[:-1].mean().clamp_min(1e-12)
-        diagonal = torch.full_like(self.gram.diagonal(), penalty)
-        diagonal[-1] = 1e-9 * self.rows
-        solution: Tensor = torch.linalg.solve(self.gram + diagonal.diag(), self.cross)
-        return solution
+    def solve(self, strength: float, free_bias: bool = True) -> Tensor:
+        """Weights [C + 1, D] that minimise the squared error, see ``solve``."""
+        return solve(self.gram, self.cross, strength, free_bias=free_bias)
 
     def error(self, weights: Tensor, columns: slice = slice(None)) -> float:
         """Summed squared error of ``weights`` [C + 1, D] on these rows, in some columns of y."""
         weights = weights[:, columns]
         fitted = (weights * (self.gram @ weights)).sum() - 2 * (weights * self.cross[:, columns]).sum()
         return float(fitted + self.square[columns].sum())
+
+
+def solve(gram: Tensor, cross: Tensor, strength: float, constant: bool = True, free_bias: bool = True) -> Tensor:
+    """The ridge solution [C, D] from X'X [C, C] and X'Y [C, D].
+
+    Args:
+        gram: X'X.
+        cross: X'Y.
+        strength: of the penalty, relative to the mean energy of the features.
+        constant: whether the last column of X is a constant.
+        free_bias: whether the constant's weight has next to no penalty, or the same as the others.
+    """
+    energies = gram.diagonal()
+    features = energies[:-1] if constant else energies
+    penalty = torch.full_like(energies, strength) * features.mean().clamp_min(1e-12)
+    if constant and free_bias:
+        penalty[-1] = 1e-9 * energies[-1]
+    solution: Tensor = torch.linalg.solve(gram + penalty.diag(), cross)
+    return solution
 
 
 def ridge(fit: Moments, held_out: Moments) -> Tensor:
@@ -68,6 +97,6 @@ def fit_rows(
     return moments.reduced(accelerator)
 
 
-def _with_constant(x: Tensor) -> Tensor:
-    x = x.double()
+def with_constant(x: Tensor) -> Tensor:
+    """Rows [N, C] with a last column of ones."""
     return torch.cat([x, x.new_ones(len(x), 1)], 1)

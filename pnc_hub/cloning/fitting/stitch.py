@@ -32,17 +32,17 @@ class Candidate:
     """A way to stitch the source's tail to the target.
 
     Attributes:
-        target: where the target is read.
-        source: where the source is cut.
+        insertion: where the target is read.
+        cut: where the source is cut.
         adapter: the closed-form adapter between them.
     """
 
-    target: InsertionPoint
-    source: InsertionPoint
+    insertion: InsertionPoint
+    cut: InsertionPoint
     adapter: Adapter
 
 
-# by target point and the source's grid, the sources whose maps are fitted side by side
+# by insertion point and the cut's grid: the cuts whose maps are fitted side by side
 Stages = dict[tuple[InsertionPoint, tuple[int, int]], list[InsertionPoint]]
 
 
@@ -53,15 +53,15 @@ def admissible_pairs(
 
     ``insertion`` and ``cut`` restrict the search to one point of the target or the source.
     """
-    targets = [points[insertion]] if insertion else _per_stage(p for p in points.values() if p.name != INPUT)
-    sources = [cuts[cut]] if cut else _per_stage(cuts.values())
+    tried_points = [points[insertion]] if insertion else _per_stage(p for p in points.values() if p.name != INPUT)
+    tried_cuts = [cuts[cut]] if cut else _per_stage(cuts.values())
 
-    def fits(target: InsertionPoint, source: InsertionPoint) -> bool:
-        if target.layout == "NC":
-            return source.grid == (1, 1)
-        return 2 * target.grid[0] >= source.grid[0] and 2 * target.grid[1] >= source.grid[1]
+    def fits(at: InsertionPoint, after: InsertionPoint) -> bool:
+        if at.layout == "NC":
+            return after.grid == (1, 1)
+        return 2 * at.grid[0] >= after.grid[0] and 2 * at.grid[1] >= after.grid[1]
 
-    return [(target, source) for target in targets for source in sources if fits(target, source)]
+    return [(at, after) for at in tried_points for after in tried_cuts if fits(at, after)]
 
 
 def search(
@@ -83,21 +83,20 @@ def search(
         seed: positions of large maps are sampled with it.
     """
     stages: Stages = {}
-    for target, source in pairs:
-        stages.setdefault((target, source.grid), []).append(source)
-    fitted, checked = (_collect(networks, accelerator, batches, stages, seed) for batches in (fit, held_out))
+    for insertion, cut in pairs:
+        stages.setdefault((insertion, cut.grid), []).append(cut)
+    fitted, held = (_collect(networks, accelerator, batches, stages, seed) for batches in (fit, held_out))
     candidates = []
-    for (target, grid), sources in stages.items():
-        solutions = [fitted[target, grid].solve(strength) for strength in RIDGES]
-        widths = [source.channels for source in sources]
-        for source, end in zip(sources, accumulate(widths), strict=True):
-            columns = slice(end - source.channels, end)
-            best = min(solutions, key=lambda weights: checked[target, grid].error(weights, columns))
-            adapter = Adapter(target, source, device=networks.device).requires_grad_(False)
+    for (insertion, grid), cuts in stages.items():
+        solutions = [fitted[insertion, grid].solve(strength) for strength in RIDGES]
+        for cut, end in zip(cuts, accumulate(cut.channels for cut in cuts), strict=True):
+            columns = slice(end - cut.channels, end)
+            best = min(solutions, key=lambda weights: held[insertion, grid].error(weights, columns))
+            adapter = Adapter(insertion, cut, device=networks.device).requires_grad_(False)
             _set(adapter.map, best[:, columns])
             if adapter.prefix is not None:
-                _set(adapter.prefix, ridge(fitted[target, source], checked[target, source]))
-            candidates.append(Candidate(target, source, adapter))
+                _set(adapter.prefix, ridge(fitted[insertion, cut], held[insertion, cut]))
+            candidates.append(Candidate(insertion, cut, adapter))
     return candidates
 
 
@@ -105,24 +104,24 @@ def search(
 def _collect(
     networks: SourceAndTarget, accelerator: Accelerator, batches: Iterable[Any], stages: Stages, seed: int
 ) -> dict[Any, Moments]:
-    """Moments of the maps by (target point, grid), of all sources of that grid side by side; of class tokens by pair."""
-    moments: dict[Any, Moments] = {key: Moments() for key in stages}
-    for (target, _), sources in stages.items():
-        moments |= {(target, source): Moments() for source in sources if source.prefix_tokens}
-    cuts = {source.name for sources in stages.values() for source in sources}
+    """Moments of the maps by (insertion point, grid), of all cuts of that grid side by side; of class tokens by pair."""
+    moments: dict[Any, Moments] = {stage: Moments() for stage in stages}
+    for (insertion, _), cuts in stages.items():
+        moments |= {(insertion, cut): Moments() for cut in cuts if cut.prefix_tokens}
+    names = {cut.name for cuts in stages.values() for cut in cuts}
     # the same positions in every image, so that it does not matter which process reads which
-    places = {grid: _positions(grid, seed).to(networks.device) for _, grid in stages}
+    positions = {grid: _positions(grid, seed).to(networks.device) for _, grid in stages}
     for images, _ in batches:
-        _, read = networks.target(images, {target.name for target, _ in stages})
-        taught = networks.teach(images, cuts).features
-        for (target, grid), sources in stages.items():
-            maps = resize(to_maps(read[target.name], target), grid)
-            goals = [_rows(to_maps(taught[source.name], source), places[grid]) for source in sources]
-            moments[target, grid].add(_rows(maps, places[grid]), torch.cat(goals, 1))
-            for source in sources:
-                if source.prefix_tokens:
-                    tokens = taught[source.name][:, : source.prefix_tokens].flatten(1)
-                    moments[target, source].add(maps.mean((2, 3)), tokens)
+        _, features = networks.target(images, {insertion.name for insertion, _ in stages})
+        taught = networks.teach(images, names).features
+        for (insertion, grid), cuts in stages.items():
+            maps = resize(to_maps(features[insertion.name], insertion), grid)
+            goals = [_rows(to_maps(taught[cut.name], cut), positions[grid]) for cut in cuts]
+            moments[insertion, grid].add(_rows(maps, positions[grid]), torch.cat(goals, 1))
+            for cut in cuts:
+                if cut.prefix_tokens:
+                    tokens = taught[cut.name][:, : cut.prefix_tokens].flatten(1)
+                    moments[insertion, cut].add(maps.mean((2, 3)), tokens)
     return {key: value.reduced(accelerator) for key, value in moments.items()}
 
 
@@ -134,7 +133,7 @@ def _per_stage(points: Iterable[InsertionPoint]) -> list[InsertionPoint]:
     chosen = []
     for stage in stages.values():
         count = min(PER_STAGE, len(stage))
-        chosen += [stage[len(stage) * (place + 1) // count - 1] for place in range(count)]
+        chosen += [stage[len(stage) * (turn + 1) // count - 1] for turn in range(count)]
     return chosen
 
 

@@ -105,6 +105,11 @@ class Batches:
             prepared = self.accelerator.prepare(loader)
         return prepared
 
+    def sides(self, part: str, most: int) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
+        """Batches of at most so many images from that part of each side; the second is None where there are no others."""
+        cloned = self.loader([getattr(self.cloned, part)], most=most)
+        return cloned, None if self.target is None else self.loader([getattr(self.target, part)], most=most)
+
     def mixed(self, name: str, each: int | None = None, **options: Any) -> DataLoader[Any]:
         """Images of both sides from the part ``name``, at most ``each`` of either; the target's come unlabelled.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import concatenate, gather_object, send_to_device
 from torch import Tensor, nn
 
 from pnc_hub import attachment, fusion
@@ -23,12 +23,12 @@ from pnc_hub.report.series import Histogram, Reliability, class_metrics, pair_me
 class Side(NamedTuple):
     """A few numbers of each image of one side, with the clone attached."""
 
-    answer: Tensor  # [N] among all classes, the target's first
-    confidence: Tensor  # [N] probability of the answer
-    gate_logit: Tensor  # [N]
-    margin: Tensor  # [N] by how much the best cloned class beats the target's best, in log-odds
-    digest: Tensor  # [N] of the target's own logits
-    label: Tensor  # [N] the target's class or -1, or the position among the cloned classes
+    answers: Tensor  # [N] among all classes, the target's first
+    confidences: Tensor  # [N] probability of the answer
+    gate_logits: Tensor  # [N]
+    margins: Tensor  # [N] by how much the best cloned class beats the target's best, in log-odds
+    digests: Tensor  # [N] of the target's own logits
+    labels: Tensor  # [N] the target's class or -1, or the position among the cloned classes
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,17 @@ class Observed:
     def shares(self) -> dict[str, Any]:
         """What ``measure`` returns."""
         new, old = self.new, self.old
-        result: dict[str, Any] = {"tar": _share(new.answer == new.label + self.width)}
+        result: dict[str, Any] = {"tar": _share(new.answers == new.labels + self.width)}
         names = ("ori", "avg", "avg_u", "diverted", "missed", "auroc", "kl", "target_alone", "ece", "ece_alone")
         result.update(dict.fromkeys(names))
-        result["missed"] = _share(new.answer < self.width)
+        result["missed"] = _share(new.answers < self.width)
         if old is not None:
-            result["diverted"] = _share(old.answer >= self.width)
-            result["auroc"] = auroc(new.gate_logit, old.gate_logit)
-            result["kl"] = float(fusion.divergence(old.gate_logit).mean())
+            result["diverted"] = _share(old.answers >= self.width)
+            result["auroc"] = auroc(new.gate_logits, old.gate_logits)
+            result["kl"] = float(fusion.divergence(old.gate_logits).mean())
         if old is not None and self.alone is not None and self.labelled:
-            right = self.alone[0] == old.label
-            result["ori"], result["target_alone"] = _share(old.answer == old.label), _share(right)
+            right = self.alone[0] == old.labels
+            result["ori"], result["target_alone"] = _share(old.answers == old.labels), _share(right)
             result["avg_u"] = (result["ori"] + result["tar"]) / 2
             result["avg"] = (self.width * result["ori"] + self.count * result["tar"]) / (self.width + self.count)
             result["ece"] = self._reliability(old).ece
@@ -74,33 +74,33 @@ class Observed:
     def series(self) -> dict[str, float]:
         """What figures are drawn of, see ``pnc_hub.report.series``: shares are not enough for them."""
         new, old = self.new, self.old
-        labels, crossed = new.label.tolist(), new.answer < self.width
-        margins = Histogram.count(new.margin.tolist(), [] if old is None else old.margin.tolist())
-        pairs = zip(new.label[crossed].tolist(), new.answer[crossed].tolist(), strict=True)
+        labels, crossed = new.labels.tolist(), new.answers < self.width
+        margins = Histogram.count(new.margins.tolist(), [] if old is None else old.margins.tolist())
+        pairs = zip(new.labels[crossed].tolist(), new.answers[crossed].tolist(), strict=True)
         found: dict[str, float] = {
             "held_out.new": len(labels),
             **margins.metrics(),
-            **class_metrics(labels, (new.answer == new.label + self.width).tolist(), crossed.tolist()),
+            **class_metrics(labels, (new.answers == new.labels + self.width).tolist(), crossed.tolist()),
             **pair_metrics("new", pairs),
         }
         if old is not None:
-            found["held_out.old"] = len(old.label)
+            found["held_out.old"] = len(old.labels)
             if self.labelled:
-                gone = old.answer >= self.width
-                answers = (old.answer[gone] - self.width).tolist()
-                found |= pair_metrics("old", zip(old.label[gone].tolist(), answers, strict=True))
+                gone = old.answers >= self.width
+                answers = (old.answers[gone] - self.width).tolist()
+                found |= pair_metrics("old", zip(old.labels[gone].tolist(), answers, strict=True))
                 found |= self._reliability(old).metrics()
         return found
 
     @property
     def labelled(self) -> bool:
         """Whether the class of every image of the target's is known."""
-        return self.old is not None and bool((self.old.label >= 0).all())
+        return self.old is not None and bool((self.old.labels >= 0).all())
 
     def _reliability(self, old: Side) -> Reliability:
         """Over the images of both sides."""
-        right = torch.cat([self.new.answer == self.new.label + self.width, old.answer == old.label])
-        return Reliability.count(torch.cat([self.new.confidence, old.confidence]).tolist(), right.tolist())
+        right = torch.cat([self.new.answers == self.new.labels + self.width, old.answers == old.labels])
+        return Reliability.count(torch.cat([self.new.confidences, old.confidences]).tolist(), right.tolist())
 
 
 def measure(target: nn.Module, clone: Clone, cloned: Iterable[Any], old: Iterable[Any] | None) -> dict[str, Any]:
@@ -130,20 +130,25 @@ def observe(
     device = next(target.parameters()).device
     example: list[Tensor] = []  # the last batch, if this process has any
 
-    def joint(images: Tensor) -> tuple[Tensor, ...]:
+    def joint(images: Tensor) -> dict[str, Tensor]:
         example[:] = [images.to(device)]
         logits = target(*example)
         best, own = logits.double().log_softmax(1).max(1), logits[:, :width]
-        margin = logits[:, width:].double().amax(1) - own.double().amax(1)
         seen[:] = [logits]
-        return best.indices, best.values.exp(), _gate_logit(logits, width), margin, _digest(own)
+        return {
+            "answers": best.indices,
+            "confidences": best.values.exp(),
+            "gate_logits": _gate_logit(logits, width),
+            "margins": logits[:, width:].double().amax(1) - own.double().amax(1),
+            "digests": _digest(own),
+        }
 
-    def by_itself(images: Tensor) -> tuple[Tensor, ...]:
+    def by_itself(images: Tensor) -> dict[str, Tensor]:
         logits = target(images.to(device))
         best = logits.double().softmax(1).max(1)
-        return best.indices, best.values, _digest(logits)
+        return {"answers": best.indices, "confidences": best.values, "digests": _digest(logits)}
 
-    known = alone = None
+    others = alone = None
     seen: list[Tensor] = []
 
     def shown(batches: Iterable[Any], new: bool) -> Iterable[Any]:
@@ -155,16 +160,17 @@ def observe(
 
     with attachment.attach(target, clone, on_collision="allow") as joined:
         width, count = joined.logit_slice.start, len(clone.labels)
-        new = Side(*gather(joint, shown(cloned, True)))
+        new = Side(**gather(joint, shown(cloned, True)))
         if old is not None:
-            known = Side(*gather(joint, shown(old, False)))
+            others = Side(**gather(joint, shown(old, False)))
         attached_part = [target(images)[:, :width] for images in example]
-    same = True
-    if known is not None and old is not None:
-        answer, confidence, digest, _ = gather(by_itself, old)
-        alone, same = (answer, confidence), torch.equal(known.digest, digest)
-    same = same and all(map(torch.equal, map(target, example), attached_part)) and state_digest(target) == before
-    return Observed(width, count, new, known, alone, all(gather_object([bool(same)])))
+    same = all(map(torch.equal, map(target, example), attached_part))
+    if others is not None and old is not None:
+        unattached = gather(by_itself, old)
+        alone = unattached["answers"], unattached["confidences"]
+        same = same and torch.equal(others.digests, unattached["digests"])
+    same = same and state_digest(target) == before
+    return Observed(width, count, new, others, alone, all(gather_object([bool(same)])))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -173,16 +179,18 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def gather(read: Callable[[Tensor], tuple[Tensor, ...]], batches: Iterable[Any]) -> tuple[Tensor, ...]:
-    """The columns ``read(images)`` and the labels, over batches of (images, labels), in the order of one process.
+def gather(read: Callable[[Tensor], dict[str, Any]], batches: Iterable[Any]) -> dict[str, Any]:
+    """What ``read(images)`` returns by name, and ``labels``, over batches of (images, labels), in the order of one process.
 
-    Where there are several processes each has seen its share, and all get everything: only for what is small and bounded.
+    By each name there is a tensor, or lists and tuples of them. Where there are several processes each has seen its share,
+    and all get everything: only for what is small and bounded.
     """
-    rows = [tuple(value.cpu() for value in (*read(images), labels)) for images, labels in batches]
+    rows = [send_to_device({**read(images), "labels": labels}, "cpu") for images, labels in batches]
     if PartialState().num_processes > 1:
         rounds = zip_longest(*gather_object([rows]))  # batch i was read by process i modulo their number
         rows = [batch for turn in rounds for batch in turn if batch is not None]
-    return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+    joined: dict[str, Any] = concatenate(rows)
+    return joined
 
 
 def _share(right: Tensor) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pnc_hub.cloning.fitting.ridge import Moments, solve, with_constant
 from pnc_hub.cloning.pruning.units import Group, inputs_of, masked
 
 # In this order.
@@ -119,27 +120,20 @@ def refit_head(tail: nn.Module, head: nn.Linear, original: nn.Module, batches: B
     The penalty is the one that does best on every fourth image.
     """
     rows = [(tail(feature), original(feature), weight) for feature, _, weight in spread(batches, HEAD_IMAGES)]
-    x, y, weight = (torch.cat(column) for column in zip(*rows, strict=True))
-    x, y, weight = x.double(), y.double(), weight.double()
+    x, y, weight = (torch.cat(column).double() for column in zip(*rows, strict=True))
     missing = y - (x @ head.weight.double().T + head.bias.double())
-    held_out = torch.arange(len(x), device=x.device) % 4 == 3
-    x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+    is_held_out = torch.arange(len(x), device=x.device) % 4 == 3
 
-    def solve(rows: Tensor, ridge: float) -> Tensor:
-        weighted = x[rows] * weight[rows, None]
-        gram = weighted.T @ x[rows]
-        penalty = torch.full_like(gram.diagonal(), ridge) * gram.diagonal()[:-1].mean().clamp_min(1e-12)
-        solution: Tensor = torch.linalg.solve(gram + penalty.diag(), weighted.T @ missing[rows])
-        return solution
+    def moments(chosen: Tensor) -> Moments:
+        seen = Moments()
+        seen.add(x[chosen], missing[chosen], weight[chosen])
+        return seen
 
-    def error(change: Tensor) -> float:
-        return float((weight[held_out, None] * (x[held_out] @ change - missing[held_out]) ** 2).sum())
-
-    unchanged = error(x.new_zeros(x.shape[1], y.shape[1]))
-    errors = {ridge: error(solve(~held_out, ridge)) for ridge in HEAD_RIDGES}
+    fit, held_out = moments(~is_held_out), moments(is_held_out)
+    errors = {strength: held_out.error(fit.solve(strength, free_bias=False)) for strength in HEAD_RIDGES}
     best = min(errors, key=errors.__getitem__)
-    if errors[best] < unchanged:
-        change = solve(torch.ones_like(held_out), best).to(head.weight)
+    if errors[best] < float(held_out.square.sum()):  # that of no change
+        change = moments(torch.ones_like(is_held_out)).solve(best, free_bias=False).to(head.weight)
         head.weight += change[:-1].T
         head.bias.add_(change[-1])
 
@@ -155,8 +149,7 @@ def _second_moments(whole: nn.Module, layers: Sequence[nn.Module], batches: Batc
     moments: dict[nn.Module, Tensor] = {}
 
     def watch(layer: nn.Module, args: tuple[Tensor]) -> None:
-        x = _rows(layer, args[0])
-        x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        x = with_constant(_rows(layer, args[0]))
         gram = (x.T @ x).double()
         moments[layer] = moments[layer] + gram if layer in moments else gram
 
@@ -192,12 +185,8 @@ def _rows(layer: nn.Module, x: Tensor) -> Tensor:
 def _fold(layer: Any, gram: Tensor, gone: Tensor) -> None:
     left, right = (~gone).nonzero().flatten(), gone.nonzero().flatten()
     constant = layer.bias is not None
-    known = torch.cat([left, left.new_tensor([len(gone)])]) if constant else left
-    among = gram[known][:, known]
-    penalty = torch.full_like(among.diagonal(), FOLD_RIDGE) * gram.diagonal()[left].mean().clamp_min(1e-12)
-    if constant:
-        penalty[-1] = 1e-9 * gram[-1, -1]
-    map_ = torch.linalg.solve(among + penalty.diag(), gram[known][:, right]).to(layer.weight)
+    stays = torch.cat([left, left.new_tensor([len(gone)])]) if constant else left
+    map_ = solve(gram[stays][:, stays], gram[stays][:, right], FOLD_RIDGE, constant).to(layer.weight)
     weight = layer.weight.data.transpose(0, 1)  # [inputs, outputs, ...]
     lost = weight[right].flatten(1)
     weight[left] += (map_[: len(left)] @ lost).view(len(left), *weight.shape[1:])

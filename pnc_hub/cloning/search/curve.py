@@ -59,8 +59,8 @@ class Place:
     def row(self) -> dict[str, Any]:
         """As a flat record."""
         return {
-            "insertion": self.candidate.target.name,
-            "cut": self.candidate.source.name,
+            "insertion": self.candidate.insertion.name,
+            "cut": self.candidate.cut.name,
             **{name: getattr(self, name) for name in ("match", "tar", "avg_u", "auroc", "parameters", "macs")},
         }
 
@@ -77,9 +77,9 @@ def insertion_curve(
         candidates: with their closed-form adapters.
         reject: reject rows of the head.
     """
-    tails = {candidate.source.name: networks.tail(candidate.source.name) for candidate in candidates}
+    tails = {candidate.cut.name: networks.tail(candidate.cut.name) for candidate in candidates}
     head = networks.head_rows(reject)
-    whole = [(one, CloneModule(one.adapter, tails[one.source.name], head)) for one in candidates]
+    whole = [(one, CloneModule(one.adapter, tails[one.cut.name], head)) for one in candidates]
     glances = judge(networks, batches, whole, GLANCE)
     short = {id(place.candidate) for place in glances[:SHORTLIST]}
     return judge(networks, batches, [pair for pair in whole if id(pair[0]) in short]) + glances[SHORTLIST:]
@@ -90,13 +90,13 @@ def judge(
     networks: SourceAndTarget, batches: Batches, modules: list[tuple[Candidate, CloneModule]], images: int = IMAGES
 ) -> list[Place]:
     """How modules do as they are, with a gate of their own, on so many images of each side and part; best first."""
-    points = {candidate.target.name for candidate, _ in modules}
+    points = {candidate.insertion.name for candidate, _ in modules}
 
     def read(batch: Tensor) -> tuple[Tensor, ...]:
         logits, features = networks.target(batch, points)
         columns = [logits, networks.teach(batch).cloned]
         for candidate, module in modules:
-            columns += module(features[candidate.target.name])[:2]
+            columns += module(features[candidate.insertion.name])[:2]
         return tuple(columns)
 
     parts = [
@@ -148,7 +148,7 @@ def _place(
         avg_u,
         separation,
         parameters(module),
-        macs(module, candidate.target),
+        macs(module, candidate.insertion),
     )
 
 

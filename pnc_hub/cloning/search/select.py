@@ -162,7 +162,7 @@ def _trials(
     seen: set[tuple[Any, ...]] = set()
     refusal = "every adapter alone is larger; allow more with keep="
     for place in places:
-        target, source = place.candidate.target, place.candidate.source
+        target, source = place.candidate.insertion, place.candidate.cut
         kinds: set[tuple[Any, ...]] = set()
         if len(trials) < ROUNDS[0][0]:
             kinds = {(target.grid, False), (target.grid, source.grid == target.grid)}
@@ -186,7 +186,7 @@ def _pruned(
 ) -> CloneModule:
     """Adapter, pruned tail and head of at most that size."""
     room = size.parameters - parameters(candidate.adapter) - networks.width - len(fusion.SCALARS) - 2
-    cut = candidate.source
+    cut = candidate.cut
     while room > 0:
         tail, head = localize.prune(
             networks.tail(cut.name),
@@ -197,17 +197,17 @@ def _pruned(
             classes=len(networks.classes),
         )
         module = CloneModule(copy.deepcopy(candidate.adapter), tail, head).to(networks.device)
-        cost = macs(module, candidate.target)
+        cost = macs(module, candidate.insertion)
         if cost <= size.macs:
             return module
         room = int(0.95 * size.macs / cost * min(room, parameters(tail) + parameters(head)))
     raise SourceError(
-        f"{candidate.target.name} -> {cut.name} does not get that small; allow more with keep= or budget="
+        f"{candidate.insertion.name} -> {cut.name} does not get that small; allow more with keep= or budget="
     )
 
 
 def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, bar: tqdm[Any]) -> None:
-    pair = (trial.place.candidate.target.name, trial.place.candidate.source.name)
+    pair = (trial.place.candidate.insertion.name, trial.place.candidate.cut.name)
     bar.set_description(" -> ".join(pair))
     held_out = batches.mixed("choose", each=MAX_GATE_IMAGES)
     trial.score = refine(
@@ -228,7 +228,7 @@ def with_gate(
 ) -> Learned:
     """Gates for this target and for any, each fitted on what it will see, with offsets calibrated on their own part."""
     module, candidate = trial.module.eval().requires_grad_(False), trial.place.candidate
-    point, cut = candidate.target.name, candidate.source.name
+    point, cut = candidate.insertion.name, candidate.cut.name
     # a budget may need more images than a gate, and is met more finely by twice as many
     calibrated = max(MAX_GATE_IMAGES, 2 * gates.images_needed(budget) if budget else 0)
 
@@ -260,8 +260,8 @@ def with_gate(
         module,
         fitted(1, False),
         fitted(4, True) if universal else None,
-        candidate.target,
-        candidate.source,
+        candidate.insertion,
+        candidate.cut,
         trial.place.match,
         trial.stages(),
     )
