@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.package import Learned, package, source_config
+from pnc_hub.cloning.package import package, source_config
 from pnc_hub.cloning.pruning.localize import prune
+from pnc_hub.cloning.search.learned import Learned
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.fingerprint import state_digest
 from pnc_hub.models.insertion import INPUT

@@ -26,8 +26,10 @@ from pnc_hub.cloning.measuring.album import Album, class_names_of
 from pnc_hub.cloning.measuring.evaluate import observe
 from pnc_hub.cloning.named import named_arguments, named_model
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.package import Learned, package, source_config
-from pnc_hub.cloning.search.select import Size, best_clone
+from pnc_hub.cloning.package import package, source_config
+from pnc_hub.cloning.search.learned import Learned
+from pnc_hub.cloning.search.select import best_clone
+from pnc_hub.cloning.search.trials import Size
 from pnc_hub.errors import DataError, NoClassifierError, TargetError
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.classifier import as_classifier
@@ -175,10 +177,10 @@ def clone(
             if epochs is None:
                 epochs = _passes(prepared, networks)
             recipe = Recipe(epochs, learning_rate, tune, universal, flip, not covered or old is None)
-            learned, places = best_clone(networks, prepared, (insertion, cut), size, recipe, locality_budget, bar)
+            learned, curve = best_clone(networks, prepared, (insertion, cut), size, recipe, locality_budget, bar)
             bar.set_description("measure")
             result = package(learned, networks, described, wanted, target_id, target)
-            result.curve = tuple(place.row() for place in places)
+            result.curve = tuple(judged.row() for judged in curve)
             album = Album(networks.target.preprocess, class_names_of(target, others), result.labels)
             _report(result, learned, networks, prepared, album)
             result.config.adapters[0].metrics |= {
@@ -202,8 +204,8 @@ def _report(result: Clone, learned: Learned, networks: Networks, prepared: Batch
         **observed.shares(),
         "source_alone": among_cloned,
         "source_alone_among_all": among_all,
-        "insertion": learned.target.name,
-        "cut": learned.source.name,
+        "insertion": learned.insertion.name,
+        "cut": learned.cut.name,
         "kept_parameters": learned.parameters(),
         "source_parameters": networks.parameters,
         "bytes": result.nbytes(files.WEIGHTS, adapter.file),
@@ -211,7 +213,7 @@ def _report(result: Clone, learned: Learned, networks: Networks, prepared: Batch
         "match": learned.match,
         **learned.stages,
         "images": prepared.used,
-        **curve_metrics(result.curve, learned.target.name),
+        **curve_metrics(result.curve, learned.insertion.name),
         **observed.series(),
     }
     result.photos = album.photos()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Collection
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pnc_hub import attachment
 from pnc_hub.errors import SourceError
 from pnc_hub.models.classifier import as_classifier, without_classifier
+from pnc_hub.models.cost import parameters
+from pnc_hub.models.features import read
 from pnc_hub.models.insertion import INPUT, InsertionPoint
 from pnc_hub.models.preprocess import Preprocess, Reprocess
 from pnc_hub.models.skeleton import Skeleton
@@ -39,45 +41,14 @@ class Reader:
         self.skeleton = Skeleton(self.model)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, points: Iterable[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, images: Tensor, points: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Images [B, C, H, W] -> (output, features by point name)."""
-        features = {INPUT: images}
-        handles = []
-        try:
-            for name in set(points) - {INPUT}:
-
-                def keep(_module: nn.Module, _args: tuple[Any, ...], output: Tensor, name: str = name) -> None:
-                    features[name] = output.clone()  # a later layer may work in place
-
-                handles.append(self.model.get_submodule(name).register_forward_hook(keep))
-            return self.model(images), features
-        finally:
-            for handle in handles:
-                handle.remove()
+        return read(self.model, images, points)
 
     @torch.no_grad()
     def feature(self, images: Tensor, point: str) -> Tensor:
         """The feature at one point [B, ...], without running what comes after it."""
-        if point == INPUT:
-            return images
-        found: list[Tensor] = []
-
-        def stop(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-            found.append(output)
-            raise _Reached
-
-        handle = self.model.get_submodule(point).register_forward_hook(stop)
-        try:
-            self.model(images)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return found[0]
-
-
-class _Reached(Exception):
-    """The feature that was asked for is there; the rest of the forward pass is not needed."""
+        return read(self.model, images, [point], stop=True)[1][point]
 
 
 class SourceAndTarget(Protocol):
@@ -90,14 +61,14 @@ class SourceAndTarget(Protocol):
     def odds(self) -> float:
         """Classes of the source that are not cloned, for each that is."""
 
-    def teach(self, images: Tensor, cuts: Iterable[str] = ()) -> Lesson:
+    def teach(self, images: Tensor, cuts: Collection[str] = ()) -> Lesson:
         """What the source says of the target's ``images`` [B, C, H, W]."""
 
     def cuts(self) -> dict[str, InsertionPoint]:
-        """Places where the source can be cut."""
+        """Where the source can be cut."""
 
     def points(self) -> dict[str, InsertionPoint]:
-        """Places where the target can be read."""
+        """Where the target can be read."""
 
 
 class Networks:
@@ -112,7 +83,7 @@ class Networks:
         self.device = device
         self.target = Reader(target, device)
         self.source = Reader(source, device)
-        self.parameters = sum(parameter.numel() for parameter in self.source.model.parameters())
+        self.parameters = parameters(self.source.model)
         self.num_classes = as_classifier(source).num_classes
         self.head = self._take_head()
         self.width = self.head.in_features
@@ -122,7 +93,7 @@ class Networks:
         self.to_source = Reprocess(self.target.preprocess, self.source.preprocess).to(device)
 
     @torch.no_grad()
-    def teach(self, images: Tensor, cuts: Iterable[str] = ()) -> Lesson:
+    def teach(self, images: Tensor, cuts: Collection[str] = ()) -> Lesson:
         """What the source says of the target's ``images`` [B, C, H, W]."""
         penultimate, features = self.source(self.to_source(images), cuts)
         logits = self.head(penultimate)
@@ -136,18 +107,18 @@ class Networks:
         return len(self.others) / len(self.classes)
 
     def cuts(self) -> dict[str, InsertionPoint]:
-        """Places where the source can be cut."""
+        """Where the source can be cut."""
         return {name: point for name, point in self.source.skeleton.points.items() if name != INPUT}
 
     def points(self) -> dict[str, InsertionPoint]:
-        """Places where the target can be read."""
+        """Where the target can be read."""
         return self.target.skeleton.points
 
     def tail(self, cut: str) -> nn.Module:
         """A copy of the source after ``cut``, up to its penultimate feature."""
         return copy.deepcopy(self.source.skeleton.tail(self.source.model, cut))
 
-    def prefix(self, cut: str) -> nn.Module:
+    def trunk(self, cut: str) -> nn.Module:
         """The source up to ``cut``."""
         return self.source.skeleton.trunk(self.source.model, cut)
 
@@ -169,10 +140,10 @@ class Networks:
         head = nn.Linear(width, self.num_classes, device=self.device).requires_grad_(False)
         head.weight.copy_(classifier.weight.flatten(1))
         head.bias.zero_() if classifier.bias is None else head.bias.copy_(classifier.bias)
-        found = model(example)
-        if found.shape != (2, width) or not torch.allclose(head(found), expected, rtol=1e-3, atol=1e-3):
+        penultimate = model(example)
+        if penultimate.shape != (2, width) or not torch.allclose(head(penultimate), expected, rtol=1e-3, atol=1e-3):
             raise SourceError(
-                f"{type(model).__name__} can not be a source: its classifier is not the last thing it does, so the rows of"
-                " single classes can not be taken out. Use a model that ends in one linear layer."
+                f"{type(model).__name__} cannot be a source: its classifier is not the last thing it does, so the rows of"
+                " single classes cannot be taken out. Use a model that ends in one linear layer."
             )
         return head

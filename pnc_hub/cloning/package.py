@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from timm.models import is_model
 from torch import Tensor, nn
 
-import pnc_hub
+from pnc_hub._version import __version__
 from pnc_hub.artifact import checks, files, probe
 from pnc_hub.artifact.config import (
     FORMAT_VERSION,
@@ -29,36 +28,19 @@ from pnc_hub.artifact.config import (
 )
 from pnc_hub.cloning.networks import Networks, Reader
 from pnc_hub.cloning.pruning.localize import changes
-from pnc_hub.cloning.search.curve import macs
+from pnc_hub.cloning.search.learned import Learned
 from pnc_hub.errors import InsertionPointError, SourceError
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.architecture import Architecture
 from pnc_hub.models.classifier import as_classifier, pretrained_cfg
-from pnc_hub.models.cost import parameters
+from pnc_hub.models.cost import macs
 from pnc_hub.models.fingerprint import fingerprint
-from pnc_hub.models.insertion import INPUT, InsertionPoint
+from pnc_hub.models.insertion import INPUT, empty
 from pnc_hub.models.tensors import put_tensors, tensors_of
-from pnc_hub.module import CloneModule, Gate
+from pnc_hub.module import CloneModule
 
 UNIVERSAL = "universal"
 TOLERANCE = 1e-3
-
-
-@dataclass
-class Learned:
-    """What learning produced."""
-
-    module: CloneModule
-    gate: Gate  # for the target
-    universal_gate: Gate | None  # for any target
-    target: InsertionPoint
-    source: InsertionPoint
-    match: float
-    stages: dict[str, float] = field(default_factory=dict)  # AUROC of the gate: whole tail stitched, then pruned
-
-    def parameters(self) -> int:
-        """Parameters that the target gets: adapter, tail, head, gate."""
-        return parameters(self.module) + parameters(self.gate)
 
 
 def source_config(
@@ -105,17 +87,17 @@ def package(
         point = networks.source.skeleton.point(INPUT)
         adapters.append(_entry(UNIVERSAL, None, InsertionConfig.of(point, [])))
         tensors[adapters[1].file] = _owned(nn.ModuleDict({"gate": learned.universal_gate}))
-        tensors[files.PREFIX] = _owned(nn.ModuleDict({"prefix": networks.prefix(learned.source.name)}))
+        tensors[files.PREFIX] = _owned(nn.ModuleDict({"prefix": networks.trunk(learned.cut.name)}))
     whole = nn.ModuleDict(
-        {"tail": networks.tail(learned.source.name), "head": nn.Linear(networks.width, module.head.out_features)}
+        {"tail": networks.tail(learned.cut.name), "head": nn.Linear(networks.width, module.head.out_features)}
     )
     shapes, attributes = changes(branch, whole)
     config = CloneConfig(
         format_version=FORMAT_VERSION,
         library_name=LIBRARY_NAME,
-        pnc_hub_version=pnc_hub.__version__,
+        pnc_hub_version=__version__,
         source=source,
-        cut=CutConfig(learned.source.name, 0),
+        cut=CutConfig(learned.cut.name, 0),
         classes=[ClassConfig(label, index) for label, index in classes.items()],
         preprocess=PreprocessConfig.from_value(networks.source.preprocess),
         tail=TailConfig(shapes, attributes),
@@ -169,14 +151,17 @@ def _made_for(
 ) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """The entry of the adapter that was learned for ``target``, and its tensors."""
     learned.module.cpu().eval()
-    trunk = reader.skeleton.trunk_names(learned.target.name)
+    trunk = reader.skeleton.trunk_names(learned.insertion.name)
     cfg = pretrained_cfg(target)
     architecture, weights = cfg.get("architecture"), fingerprint(target, trunk)
     made_for = TargetConfig(target_id, None, architecture, weights, as_classifier(reader.model).num_classes)
     name = name or f"{architecture or 'target'}-{weights['float32'][:8]}"
     own = nn.ModuleDict({"gate": learned.gate, "adapter": learned.module.adapter})
-    entry = _entry(name, made_for, InsertionConfig.of(learned.target, trunk))
-    entry.metrics = {"macs": macs(learned.module, learned.target), "target_license": _license(cfg.get("license"))}
+    entry = _entry(name, made_for, InsertionConfig.of(learned.insertion, trunk))
+    entry.metrics = {
+        "macs": macs(learned.module, empty(learned.insertion)),
+        "target_license": _license(cfg.get("license")),
+    }
     return entry, _owned(own)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ from pnc_hub.cloning.images.batches import Batches, Split
 from pnc_hub.cloning.measuring.evaluate import accuracy, gather, observe
 from pnc_hub.cloning.named import named_model
 from pnc_hub.cloning.networks import Lesson, Reader
-from pnc_hub.cloning.package import Learned, extend
+from pnc_hub.cloning.package import extend
 from pnc_hub.cloning.search import select
-from pnc_hub.cloning.search.curve import Place, judge
+from pnc_hub.cloning.search.curve import Judged, judge
+from pnc_hub.cloning.search.learned import Learned, with_gates
 from pnc_hub.errors import DataError, SourceError, TargetError
 from pnc_hub.hub.clone import Clone, open_clone
 from pnc_hub.models.architecture import Architecture
@@ -138,9 +139,9 @@ def port(
         old = None if others is None else Split.of(others, seed, held_out)
         learn.check_budget(locality_budget, old if target_data is not None else None)
         batches = Batches(own, old, accelerator, batch_size, workers, seed, covered)
-        learned, places = _fitted(recalled, batches, insertion, locality_budget, bar)
+        learned, curve = _fitted(recalled, batches, insertion, locality_budget, bar)
         result, adapter = extend(clone, learned, recalled.target, target, target_id, name)
-        result.curve = tuple(place.row() for place in places)
+        result.curve = tuple(judged.row() for judged in curve)
         adapter.metrics = {
             **adapter.metrics,
             **_measured(result, adapter, learned, recalled, batches),
@@ -175,7 +176,7 @@ class Recalled:
         self.cut = source.point(config.cut.module)
         self.odds = (source.num_classes - len(clone.labels)) / len(clone.labels)
 
-    def teach(self, images: Tensor, cuts: Iterable[str] = ()) -> Lesson:
+    def teach(self, images: Tensor, cuts: Collection[str] = ()) -> Lesson:
         """What the source says of the target's ``images`` [B, C, H, W]."""
         feature = self.module.adapter(images)
         # the tail may work in place
@@ -229,14 +230,16 @@ def _sorted(
         The two sides, and whether the target sees most of its classes in the second.
     """
 
-    def read(images: Tensor) -> tuple[Tensor, ...]:
+    def answers(images: Tensor) -> dict[str, Tensor]:
         logits, lesson = recalled.target(images)[0], recalled.teach(images)
         log_odds = recalled.gate(logits, lesson.cloned, lesson.rejected, lesson.penultimate)
         # without the offset, which was calibrated on what another target makes of its images
-        return log_odds + recalled.gate.offset > 0, lesson.cloned.argmax(1), logits.argmax(1)
+        taken = log_odds + recalled.gate.offset > 0
+        return {"taken": taken, "of_source": lesson.cloned.argmax(1), "of_target": logits.argmax(1)}
 
-    taken, answers, seen, _ = gather(read, loader)
-    few = answers[taken].bincount(minlength=len(labels)) < PARTS
+    given = gather(answers, loader)
+    taken, of_source = given["taken"], given["of_source"]
+    few = of_source[taken].bincount(minlength=len(labels)) < PARTS
     missing = ", ".join(label for label, is_missing in zip(labels, few.tolist(), strict=True) if is_missing)
     if few.all():
         raise DataError(
@@ -247,9 +250,9 @@ def _sorted(
         warnings.warn(
             f"there are fewer than {PARTS} images of {missing}: they are left out of fit and report", stacklevel=3
         )
-    usable = (taken & ~few[answers]).nonzero().flatten().tolist()
+    usable = (taken & ~few[of_source]).nonzero().flatten().tolist()
     rest = (~taken).nonzero().flatten().tolist()
-    cloned = _keep(copy.copy(shown), usable, answers[usable].tolist())
+    cloned = _keep(copy.copy(shown), usable, of_source[usable].tolist())
     if len(rest) < learn.FEW:
         if alone:
             warnings.warn(
@@ -259,22 +262,26 @@ def _sorted(
             )
         return cloned, None, False
     others = _keep(copy.copy(shown), rest, [images_of.UNLABELLED] * len(rest))
-    return cloned, others, 2 * len(seen[rest].unique()) >= as_classifier(recalled.target.model).num_classes
+    return (
+        cloned,
+        others,
+        2 * len(given["of_target"][rest].unique()) >= as_classifier(recalled.target.model).num_classes,
+    )
 
 
 def _fitted(
     recalled: Recalled, batches: Batches, insertion: str | None, budget: float | None, bar: tqdm[Any]
-) -> tuple[Learned, list[Place]]:
+) -> tuple[Learned, list[Judged]]:
     """The best adapter before the clone's own tail and head, with its gate; and the places there were to choose from."""
     pairs = select.search_pairs(recalled, (insertion, recalled.cut.name))
     fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES) for part in ("fit", "choose"))
     candidates = stitch.search(recalled, batches.accelerator, fit, held_out, pairs, batches.seed)
     bar.update()
     tail, head = recalled.module.tail, recalled.module.head
-    places = judge(recalled, batches, [(one, CloneModule(one.adapter, tail, head)) for one in candidates])
+    curve = judge(recalled, batches, [(one, CloneModule(one.adapter, tail, head)) for one in candidates])
     bar.update()
-    module = CloneModule(places[0].candidate.adapter, tail, head)
-    return select.with_gate(select.Trial(places[0], module), recalled, batches, budget, universal=False), places
+    module = CloneModule(curve[0].candidate.adapter, tail, head)
+    return with_gates(module, curve[0], recalled, batches, budget, universal=False), curve
 
 
 def _measured(
@@ -285,15 +292,15 @@ def _measured(
     cloned = batches.loader([batches.cloned.report], most=learn.MAX_REPORT_IMAGES)
     seen = observe(recalled.target.model, result, cloned, old)
     found = seen.shares()
-    module, point = learned.module.to(recalled.device), learned.target.name
-    logits, answers = gather(lambda images: (module(recalled.target.feature(images, point))[0],), cloned)
+    module, point = learned.module.to(recalled.device), learned.insertion.name
+    given = gather(lambda images: {"logits": module(recalled.target.feature(images, point))[0]}, cloned)
     return {
         "agreement": found["tar"],
-        "agreement_among_cloned": accuracy(logits, answers),
+        "agreement_among_cloned": accuracy(given["logits"], given["labels"]),
         **{name: found[name] for name in ("target_alone", "ori", "diverted", "missed", "auroc", "kl", "restored")},
         **{name: value for name, value in seen.series().items() if name.startswith(("gate.", "held_out."))},
         "insertion": point,
-        "cut": learned.source.name,
+        "cut": learned.cut.name,
         "match": learned.match,
         "kept_parameters": learned.parameters(),
         "bytes": result.nbytes(files.WEIGHTS, adapter.file),

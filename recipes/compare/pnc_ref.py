@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnc_hub.cloning.pruning.localize import neighbours
+from pnc_hub.cloning.pruning.local_set import neighbours
 from pnc_hub.cloning.pruning.units import Units, masked
 from pnc_hub.errors import SourceError
 from pnc_hub.models.cost import parameters

@@ -21,8 +21,8 @@ from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.fitting.gate import Evidence
 from pnc_hub.cloning.fitting.refine import Recipe
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.pruning import localize
-from pnc_hub.cloning.search import select
+from pnc_hub.cloning.pruning import local_set, localize
+from pnc_hub.cloning.search import select, trials
 from pnc_hub.module import Gate
 from recipes.frame.task import REGIMES, Result, Task
 from recipes.method import criteria, ours
@@ -36,12 +36,12 @@ def no_gate() -> AbstractContextManager:
     def fit(cloned: Evidence, *_: object) -> Gate:
         return gates.side_by_side(cloned.features.shape[1])
 
-    return patch.multiple(select.gates, fit=fit, best_offset=lambda *_: 0.0)
+    return patch.multiple(gates, fit=fit, best_offset=lambda *_: 0.0)
 
 
 def no_offset() -> AbstractContextManager:
     """A gate, and nothing calibrated."""
-    return patch.object(select.gates, "best_offset", lambda *_: 0.0)
+    return patch.object(gates, "best_offset", lambda *_: 0.0)
 
 
 def no_reject() -> AbstractContextManager:
@@ -66,7 +66,7 @@ def random_adapter() -> AbstractContextManager:
                     layer.reset_parameters()
         return found
 
-    return patch.object(select.stitch, "search", search)
+    return patch.object(stitch, "search", search)
 
 
 def random_units() -> AbstractContextManager:
@@ -81,18 +81,18 @@ def no_repair() -> AbstractContextManager:
 
 def no_neighbours() -> AbstractContextManager:
     """The local set is the images themselves."""
-    whole = select._local_set
+    whole = local_set.local_set
 
-    def local_set(*arguments: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        with patch.object(select.localize, "neighbours", lambda images, _: (images, images.new_zeros(len(images)))):
+    def bare(*arguments: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        with patch.object(local_set, "neighbours", lambda images, _: (images, images.new_zeros(len(images)))):
             yield from (batch for batch in whole(*arguments) if batch[2].any())
 
-    return patch.object(select, "_local_set", local_set)
+    return patch.object(trials, "local_set", bare)
 
 
 def no_trials() -> AbstractContextManager:
     """The place that does best pruned and stitched is refined, without what the rounds of trials would have taught it."""
-    return patch.object(select, "ROUNDS", ((1, 1.0, 0),))
+    return patch.object(trials, "ROUNDS", ((1, 1.0, 0),))
 
 
 def anchored() -> AbstractContextManager:
@@ -143,11 +143,11 @@ def _blind(column: str, **options: Any) -> AbstractContextManager:
         given = {"odds": odds, **options}
         return closed(hidden(cloned), hidden(target), tuple(map(hidden, held_out)), universal, covered, **given)
 
-    return patch.object(select.gates, "fit", fit)
+    return patch.object(gates, "fit", fit)
 
 
 def _pruning(**options: Any) -> AbstractContextManager:
-    return patch.object(select.localize, "prune", partial(localize.prune, **options))
+    return patch.object(localize, "prune", partial(localize.prune, **options))
 
 
 def _ablated(

@@ -20,7 +20,6 @@ from torch import nn
 import pnc_hub
 from pnc_hub import Clone
 from pnc_hub.artifact import files
-from pnc_hub.cloning.search import curve
 from pnc_hub.errors import (
     ClassCollisionError,
     CloneNotFoundError,
@@ -33,6 +32,7 @@ from pnc_hub.errors import (
     TargetError,
 )
 from pnc_hub.models.cost import macs
+from pnc_hub.models.insertion import empty
 from pnc_hub.models.preprocess import Preprocess
 
 
@@ -255,7 +255,7 @@ class TestAnswer:
         for model, adapter in ((target, clone.config.adapters[0]), (tiny_model("vit"), clone.config.adapters[1])):
             found = pnc_hub.check(model, clone_folder)
             module, _ = clone.build(adapter, Preprocess.of(model))
-            assert found.macs == curve.macs(module, adapter.insertion.point()) > 0
+            assert found.macs == macs(module, empty(adapter.insertion.point())) > 0
             read = {"model.safetensors", adapter.file} | ({"prefix.safetensors"} if found.universal else set())
             assert found.bytes == sum((clone_folder / name).stat().st_size for name in read)
             assert found.download == 0

@@ -10,8 +10,9 @@ from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.images.batches import Batches, Split
 from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.search.curve import Place, _ranked, insertion_curve, macs
-from pnc_hub.models.insertion import InsertionPoint
+from pnc_hub.cloning.search.curve import Judged, _ranked, insertion_curve
+from pnc_hub.models.cost import macs
+from pnc_hub.models.insertion import InsertionPoint, empty
 
 CPU = torch.device("cpu")
 
@@ -64,7 +65,7 @@ def test_the_same_place_of_the_same_network_is_best(networks, prepared):
 
 def test_accuracies_within_their_error_are_the_same_and_the_gate_decides_then_the_cost():
     def place(avg_u, auroc, macs):
-        return Place(None, 0.5, 0.5, avg_u, auroc, 0, macs)
+        return Judged(None, 0.5, 0.5, avg_u, auroc, 0, macs)
 
     best, alike, cheaper, worse = place(0.9, 0.8, 5), place(0.88, 0.9, 5), place(0.88, 0.9, 4), place(0.8, 0.99, 1)
     places = [worse, best, alike, cheaper]
@@ -74,7 +75,7 @@ def test_accuracies_within_their_error_are_the_same_and_the_gate_decides_then_th
 
 def test_where_few_images_tell_nothing_the_better_match_comes_first():
     def place(match, macs):
-        return Place(None, match, 1.0, 1.0, 1.0, 0, macs)
+        return Judged(None, match, 1.0, 1.0, 1.0, 0, macs)
 
     poor, good, cheaper = place(0.25, 1), place(0.94, 9), place(0.91, 5)
     assert _ranked([poor, good, cheaper], 9) == [cheaper, good, poor]
@@ -99,4 +100,4 @@ def test_cost_is_that_of_adapter_tail_and_head(networks, prepared):
 
 def test_macs_of_a_linear_layer_are_its_weights():
     point = InsertionPoint("pooled", 0, 5, 32, "NC", (1, 1))
-    assert macs(torch.nn.Linear(5, 7), point) == 35
+    assert macs(torch.nn.Linear(5, 7), empty(point)) == 35

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.pruning.localize import changes, local_loss, neighbours, prune
+from pnc_hub.cloning.pruning.local_set import neighbours
+from pnc_hub.cloning.pruning.localize import changes, local_loss, prune
 from pnc_hub.cloning.pruning.units import units_of
 from pnc_hub.errors import SourceError
 from pnc_hub.models.architecture import Architecture

@@ -9,17 +9,23 @@ from tqdm.auto import tqdm
 
 from pnc_hub.cloning.fitting.gate import Evidence
 from pnc_hub.cloning.fitting.refine import Recipe
+from pnc_hub.cloning.fitting.reject import reject_rows
 from pnc_hub.cloning.fitting.stitch import Candidate
 from pnc_hub.cloning.images.batches import Batches, Split
 from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.measuring.evaluate import gather
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.search.curve import Place, macs
-from pnc_hub.cloning.search.select import ROUNDS, Size, _local_set, _reject_rows, _trials, best_clone
+from pnc_hub.cloning.pruning.local_set import local_set
+from pnc_hub.cloning.search.curve import Judged
+from pnc_hub.cloning.search.select import best_clone
+from pnc_hub.cloning.search.trials import ROUNDS, Size, promising
 from pnc_hub.errors import InsertionPointError, SourceError
+from pnc_hub.models.cost import macs
+from pnc_hub.models.insertion import empty
 from pnc_hub.module import Adapter, CloneModule
 
 CPU = torch.device("cpu")
+EVIDENCE = ("target_logits", "clone_logits", "reject", "features")
 
 
 def split(networks, classes, seed, each=10):
@@ -58,25 +64,25 @@ def test_each_stage_tries_its_best_and_its_best_of_the_same_size(networks, prepa
 
     def place(target, source):
         candidate = Candidate(points[target], cuts[source], Adapter(points[target], cuts[source]))
-        return Place(candidate, *[0.5] * 4, sizes[source], 0)
+        return Judged(candidate, *[0.5] * 4, sizes[source], 0)
 
     def tried(names, room):
-        found = _trials(networks, prepared, [place(*pair) for pair in names], reject, Size(room))
-        return [(one.place.candidate.insertion.name, one.place.candidate.cut.name) for one in found]
+        found = promising(networks, prepared, [place(*pair) for pair in names], reject, Size(room))
+        return {(one.candidate.insertion.name, one.candidate.cut.name) for one in found}
 
     sizes = {"layer2.0": 10, "layer2.1": 9, "layer4.1": 8, "global_pool": 7}
     names = [("stages.1", "global_pool"), ("stages.1", "layer2.1"), ("stages.1", "layer2.0"), ("stages.2", "layer4.1")]
-    reject = _reject_rows(networks, prepared)
-    assert tried(names, networks.parameters * 2) == [names[0], names[1], names[3]]
+    reject = reject_rows(networks, prepared)
+    assert tried(names, networks.parameters * 2) == {names[0], names[1], names[3]}
     assert len(names) <= ROUNDS[0][0]
     sizes |= {"layer2.1": 10 * networks.parameters, "layer4.1": networks.parameters}  # before pruning
     names = [("stages.1", "layer2.1"), ("stages.1", "layer2.0"), ("stages.1", "layer4.1")]
     sizes["layer2.0"] = sizes["layer2.1"]
-    assert tried(names, networks.parameters) == [names[0], names[2]]
+    assert tried(names, networks.parameters) == {names[0], names[2]}
 
 
 def test_the_reject_row_stands_for_the_sources_other_classes(networks, prepared):
-    weight, bias = _reject_rows(networks, prepared)
+    weight, bias = reject_rows(networks, prepared)
     lesson = networks.teach(images(200, 5))
     found = lesson.penultimate @ weight[0] + bias[0]
     residual = ((found - lesson.rejected) ** 2).mean() / lesson.rejected.var()
@@ -85,7 +91,7 @@ def test_the_reject_row_stands_for_the_sources_other_classes(networks, prepared)
 
 def test_where_every_class_is_cloned_the_reject_row_says_nothing(prepared):
     networks = Networks(tiny_model("resnet"), tiny_model("convnext"), list(range(7)), CPU)
-    weight, bias = _reject_rows(networks, prepared)
+    weight, bias = reject_rows(networks, prepared)
     assert weight.shape == (1, networks.width)
     assert not weight.any()
     assert not bias.any()
@@ -94,7 +100,7 @@ def test_where_every_class_is_cloned_the_reject_row_says_nothing(prepared):
 @pytest.mark.parametrize("with_target", [True, False])
 def test_the_local_set_holds_images_neighbours_and_the_targets_images(networks, prepared, with_target):
     given = prepared if with_target else Batches(prepared.cloned, None, prepared.accelerator, 16, 0, 0)
-    found = list(_local_set(networks, given, "layer2.1"))
+    found = list(local_set(networks, given, "layer2.1"))
     labels = torch.cat([label for _, label, _ in found])
     weights = torch.cat([weight for _, _, weight in found])
     features = torch.cat([feature for feature, _, _ in found])
@@ -108,7 +114,7 @@ def test_the_local_set_holds_images_neighbours_and_the_targets_images(networks, 
 @pytest.mark.parametrize("fixed", [("stages.1", "layer3.1"), ("stages.2", None), (None, "global_pool")])
 def test_what_the_caller_fixed_stays(networks, prepared, fixed):
     learned, _ = choose(networks, prepared, fixed)
-    found = learned.target.name, learned.source.name
+    found = learned.insertion.name, learned.cut.name
     assert all(wanted in (None, name) for wanted, name in zip(fixed, found, strict=True))
     assert learned.match <= 1
 
@@ -117,7 +123,7 @@ def test_the_curve_has_every_pair_that_was_tried(networks, prepared):
     learned, places = choose(networks, prepared, ("stages.1", None))
     pairs = {(place.candidate.insertion.name, place.candidate.cut.name) for place in places}
     assert len(pairs) == len(places) > 2
-    assert (learned.target.name, learned.source.name) in pairs
+    assert (learned.insertion.name, learned.cut.name) in pairs
 
 
 def test_a_clone_for_one_target_has_no_gate_for_others(networks, prepared):
@@ -153,11 +159,11 @@ def test_the_clone_keeps_to_its_macs(networks, prepared, share):
     whole = CloneModule(
         Adapter(networks.points()[pair[0]], networks.cuts()[pair[1]]),
         networks.tail(pair[1]),
-        networks.head_rows(_reject_rows(networks, prepared)),
+        networks.head_rows(reject_rows(networks, prepared)),
     )
-    allowed = share * macs(whole, networks.points()[pair[0]])
+    allowed = share * macs(whole, empty(networks.points()[pair[0]]))
     learned, _ = choose(networks, prepared, pair, macs=allowed)
-    assert macs(learned.module, learned.target) <= allowed
+    assert macs(learned.module, empty(learned.insertion)) <= allowed
 
 
 def test_a_size_that_can_not_be_met_is_refused(networks, prepared):
@@ -171,7 +177,7 @@ def test_a_budget_holds_on_the_images_it_was_calibrated_on(networks, prepared, b
 
     def read(images):
         logits, features = networks.target(images, ["stages.1"])
-        return (logits, *learned.module(features["stages.1"]))
+        return dict(zip(EVIDENCE, (logits, *learned.module(features["stages.1"])), strict=True))
 
-    old = Evidence(*gather(read, prepared.loader([prepared.target.calibrate])))
+    old = Evidence(**gather(read, prepared.loader([prepared.target.calibrate])))
     assert (old.margin(learned.gate) > 0).float().mean() <= budget

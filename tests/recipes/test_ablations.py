@@ -10,8 +10,8 @@ import pnc_hub
 from pnc_hub import fusion
 from pnc_hub.cloning import learn
 from pnc_hub.cloning.fitting import gate, refine, stitch
-from pnc_hub.cloning.pruning import localize
-from pnc_hub.cloning.search import select
+from pnc_hub.cloning.pruning import local_set, localize
+from pnc_hub.cloning.search import select, trials
 from recipes.frame import pairs, training
 from recipes.frame.task import Task
 from recipes.method import ablations, ours
@@ -41,7 +41,7 @@ def made(monkeypatch):
 
 def pieces():
     """Everything that an ablation may exchange."""
-    modules = (gate, learn, localize, refine, select, stitch)
+    modules = (gate, learn, local_set, localize, refine, select, stitch, trials)
     return [value for module in modules for name, value in vars(module).items() if not name.startswith("__")]
 
 
@@ -90,8 +90,8 @@ def test_where_there_is_one_place_nothing_is_tried(task, made, defaults):
 
 
 def test_without_trials_one_place_is_refined(task, monkeypatch):
-    refined, learned = [], select.refine
-    monkeypatch.setattr(select, "refine", lambda *a, **o: (refined.append(a[3]), learned(*a, **o))[1])
+    refined, learned = [], trials.refine
+    monkeypatch.setattr(trials, "refine", lambda *a, **o: (refined.append(a[3]), learned(*a, **o))[1])
     ablations.METHODS["clone_no_trials"][0](task, epochs=0.1)
     assert len(refined) == 1
     ours.clone(task, epochs=0.1)

@@ -58,10 +58,13 @@ class Evidence:
         return float((right & (diverted == cloned)).float().mean())
 
 
+Sides = tuple[Evidence, Evidence | None]  # of images of the cloned classes, and of others if there are any
+
+
 def fit(
     cloned: Evidence,
     target: Evidence | None,
-    held_out: tuple[Evidence, Evidence | None],
+    held_out: Sides,
     universal: bool,
     covered: bool = True,
     odds: float = 0.0,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pnc_hub import attachment, fusion
 from pnc_hub.cloning.fitting.gate import auroc
+from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.measuring.album import Album
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.fingerprint import state_digest
@@ -191,6 +192,14 @@ def gather(read: Callable[[Tensor], dict[str, Any]], batches: Iterable[Any]) -> 
         rows = [batch for turn in rounds for batch in turn if batch is not None]
     joined: dict[str, Any] = concatenate(rows)
     return joined
+
+
+def gather_sides(
+    read: Callable[[Tensor], dict[str, Any]], batches: Batches, part: str, most: int
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The same of at most so many images of each side of that part; None where there are no others."""
+    cloned, others = batches.sides(part, most)
+    return gather(read, cloned), None if others is None else gather(read, others)
 
 
 def _share(right: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The insertion curve: how well a clone would do at each place, before anything is trained.
+"""The insertion curve: how well a clone would do at each pair of insertion point and cut, before anything is trained.
 
 Every candidate's closed-form adapter is put before the whole tail, a gate is fitted on what comes out, and the joint answer
 is measured on held-out images. It tells what the closed form is worth everywhere for the price of a few hundred images; what
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pnc_hub.cloning.fitting import gate as gates
+from pnc_hub.cloning.fitting.gate import Evidence, Sides
 from pnc_hub.cloning.fitting.stitch import Candidate
 from pnc_hub.cloning.images.batches import Batches
-from pnc_hub.cloning.measuring.evaluate import gather
+from pnc_hub.cloning.measuring.evaluate import gather_sides
 from pnc_hub.cloning.networks import Networks, SourceAndTarget
-from pnc_hub.models import cost
-from pnc_hub.models.cost import parameters
-from pnc_hub.models.insertion import InsertionPoint, empty
+from pnc_hub.models.cost import macs, parameters
+from pnc_hub.models.insertion import empty
 from pnc_hub.module import CloneModule
 
 # Images of each side and part: at a first glance for all, and for a short list. Two accuracies on 200 images that differ by
@@ -30,7 +30,7 @@ GLANCE, IMAGES, SHORTLIST = 32, 200, 12
 
 
 @dataclass(frozen=True)
-class Place:
+class Judged:
     """One point of the curve.
 
     Attributes:
@@ -68,7 +68,7 @@ class Place:
 @torch.no_grad()
 def insertion_curve(
     networks: Networks, batches: Batches, candidates: list[Candidate], reject: tuple[Tensor, Tensor]
-) -> list[Place]:
+) -> list[Judged]:
     """Judge every candidate on held-out images, best first; those that look best at a glance are looked at again.
 
     Args:
@@ -81,82 +81,80 @@ def insertion_curve(
     head = networks.head_rows(reject)
     whole = [(one, CloneModule(one.adapter, tails[one.cut.name], head)) for one in candidates]
     glances = judge(networks, batches, whole, GLANCE)
-    short = {id(place.candidate) for place in glances[:SHORTLIST]}
-    return judge(networks, batches, [pair for pair in whole if id(pair[0]) in short]) + glances[SHORTLIST:]
+    shortlist = {id(judged.candidate) for judged in glances[:SHORTLIST]}
+    return judge(networks, batches, [pair for pair in whole if id(pair[0]) in shortlist]) + glances[SHORTLIST:]
 
 
 @torch.no_grad()
 def judge(
     networks: SourceAndTarget, batches: Batches, modules: list[tuple[Candidate, CloneModule]], images: int = IMAGES
-) -> list[Place]:
+) -> list[Judged]:
     """How modules do as they are, with a gate of their own, on so many images of each side and part; best first."""
     points = {candidate.insertion.name for candidate, _ in modules}
 
-    def read(batch: Tensor) -> tuple[Tensor, ...]:
+    def evidence(batch: Tensor) -> dict[str, Any]:
         logits, features = networks.target(batch, points)
-        columns = [logits, networks.teach(batch).cloned]
-        for candidate, module in modules:
-            columns += module(features[candidate.insertion.name])[:2]
-        return tuple(columns)
+        answers = [module(features[candidate.insertion.name])[:2] for candidate, module in modules]
+        return {"target": logits, "taught": networks.teach(batch).cloned, "modules": answers}
 
-    parts = [
-        (
-            gather(read, batches.loader([getattr(batches.cloned, part)], most=images)),
-            gather(read, batches.loader([getattr(batches.target, part)], most=images)) if batches.target else None,
+    fit, held_out = (gather_sides(evidence, batches, part, images) for part in ("fit", "choose"))
+    judged = [
+        Judged(
+            candidate,
+            _match(number, held_out),
+            *_joint(_evidence(number, fit), _evidence(number, held_out), batches.covered, networks.odds),
+            parameters(module),
+            macs(module, empty(candidate.insertion, device=networks.device)),
         )
-        for part in ("fit", "choose")
+        for number, (candidate, module) in enumerate(modules)
     ]
-    places = [
-        _place(2 + 2 * number, *pair, parts, (batches.covered, networks.odds)) for number, pair in enumerate(modules)
-    ]
-    return _ranked(places, min(len(side[0]) for side in parts[1] if side))
+    return _ranked(judged, min(len(side["labels"]) for side in held_out if side))
 
 
-def _ranked(places: list[Place], images: int) -> list[Place]:
+def _ranked(judged: list[Judged], images: int) -> list[Judged]:
     """Best first; accuracies that differ by less than a standard error are the same, and the second score decides.
 
     Few images make all of these equal: then how well the source's logits are reproduced decides, to a tenth, then cost.
 
     Args:
-        places: in any order.
+        judged: in any order.
         images: how many of each side they were judged on.
     """
-    places = sorted(places, key=lambda place: (*place.score, -place.macs), reverse=True)
-    best = (places[0].score[0] * images + 1) / (images + 2)  # of a hundred right answers the next may still be wrong
-    error = math.sqrt(best * (1 - best) / images / (1 if places[0].avg_u is None else 2))
-    alike = [place for place in places if place.score[0] >= best - error]
-    ordered = sorted(alike, key=lambda place: (-round(place.score[1], 3), -round(place.match, 1), place.macs))
-    return ordered + places[len(alike) :]
+    judged = sorted(judged, key=lambda one: (*one.score, -one.macs), reverse=True)
+    best = (judged[0].score[0] * images + 1) / (images + 2)  # of a hundred right answers the next may still be wrong
+    error = math.sqrt(best * (1 - best) / images / (1 if judged[0].avg_u is None else 2))
+    alike = [one for one in judged if one.score[0] >= best - error]
+    ordered = sorted(alike, key=lambda one: (-round(one.score[1], 3), -round(one.match, 1), one.macs))
+    return ordered + judged[len(alike) :]
 
 
-def _place(
-    column: int, candidate: Candidate, module: CloneModule, parts: list[Any], known: tuple[bool, float]
-) -> Place:
-    fit, choose = ((_evidence(own, column), old and _evidence(old, column)) for own, old in parts)
-    goal, found = (torch.cat([side[k] for side in parts[1] if side]) for k in (1, column))
-    new, old = choose
-    avg_u = separation = None
-    if old is not None:
-        gate = gates.fit(*fit, choose, False, *known)
-        gate.offset.fill_(gates.best_offset(gate, *fit, None, known[0]))
-        avg_u = (new.accuracy(gate, True) + old.accuracy(gate, False)) / 2
-        separation = gates.auroc(new.gate_logit(gate), old.gate_logit(gate))
-    return Place(
-        candidate,
-        float(1 - ((goal - found) ** 2).sum() / ((goal - goal.mean(0)) ** 2).sum().clamp_min(1e-12)),
-        float((new.clone_logits.argmax(1) == new.labels).float().mean()),
-        avg_u,
-        separation,
-        parameters(module),
-        macs(module, candidate.insertion),
-    )
+Gathered = tuple[dict[str, Any], dict[str, Any] | None]  # images of the cloned classes, and others if there are any
 
 
-def _evidence(side: tuple[Tensor, ...], column: int) -> gates.Evidence:
-    """Of scalars alone: they are enough to compare places, and features would take a fit of thousands of weights each."""
-    return gates.Evidence(side[0], side[column], side[column + 1], side[0].new_zeros(len(side[0]), 0), side[-1])
+def _evidence(number: int, sides: Gathered) -> Sides:
+    """Of scalars alone: they are enough to compare candidates, and features would take a fit of thousands of weights each."""
+
+    def of(side: dict[str, Any]) -> Evidence:
+        logits, reject = side["modules"][number]
+        return Evidence(side["target"], logits, reject, logits.new_zeros(len(logits), 0), side["labels"])
+
+    return of(sides[0]), None if sides[1] is None else of(sides[1])
 
 
-def macs(module: nn.Module, point: InsertionPoint) -> int:
-    """Multiply-accumulates of ``module`` for one image's feature at ``point``."""
-    return cost.macs(module, empty(point, device=next(module.parameters()).device))
+def _match(number: int, sides: Gathered) -> float:
+    """Share of the variance of the source's logits that a module reproduces."""
+    goal = torch.cat([side["taught"] for side in sides if side])
+    logits = torch.cat([side["modules"][number][0] for side in sides if side])
+    return float(1 - ((goal - logits) ** 2).sum() / ((goal - goal.mean(0)) ** 2).sum().clamp_min(1e-12))
+
+
+def _joint(fit: Sides, held_out: Sides, covered: bool, odds: float) -> tuple[float, float | None, float | None]:
+    """(accuracy among the cloned classes, joint accuracy, AUROC of a gate) on held-out images."""
+    new, old = held_out
+    tar = float((new.clone_logits.argmax(1) == new.labels).float().mean())
+    if old is None:
+        return tar, None, None
+    gate = gates.fit(*fit, held_out, False, covered, odds)
+    gate.offset.fill_(gates.best_offset(gate, *fit, None, covered))
+    avg_u = (new.accuracy(gate, True) + old.accuracy(gate, False)) / 2
+    return tar, avg_u, gates.auroc(new.gate_logit(gate), old.gate_logit(gate))

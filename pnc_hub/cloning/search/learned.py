@@ -1,0 +1,92 @@
+"""What learning ends with: a module, and gates fitted on what each will see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from pnc_hub.cloning.fitting import gate as gates
+from pnc_hub.cloning.fitting.gate import Evidence, Sides
+from pnc_hub.cloning.images.batches import Batches
+from pnc_hub.cloning.measuring.evaluate import gather_sides
+from pnc_hub.cloning.networks import SourceAndTarget
+from pnc_hub.cloning.search.curve import Judged
+from pnc_hub.models.cost import parameters
+from pnc_hub.models.insertion import InsertionPoint
+from pnc_hub.module import CloneModule, Gate
+
+# Gates have a few hundred numbers to learn, and a conformal quantile is not finer than the images it came from.
+MAX_GATE_IMAGES = 2000
+
+
+@dataclass
+class Learned:
+    """What learning produced."""
+
+    module: CloneModule
+    gate: Gate  # for the target
+    universal_gate: Gate | None  # for any target
+    insertion: InsertionPoint
+    cut: InsertionPoint
+    match: float
+    stages: dict[str, float] = field(default_factory=dict)  # AUROC of the gate: whole tail stitched, then pruned
+
+    def parameters(self) -> int:
+        """Parameters that the target gets: adapter, tail, head, gate."""
+        return parameters(self.module) + parameters(self.gate)
+
+
+def with_gates(
+    module: CloneModule,
+    judged: Judged,
+    networks: SourceAndTarget,
+    batches: Batches,
+    budget: float | None,
+    *,
+    universal: bool,
+    stages: dict[str, float] | None = None,
+) -> Learned:
+    """Gates for this target and, if ``universal``, for any, with offsets calibrated on a part of the images of their own.
+
+    Args:
+        module: the finished module.
+        judged: the candidate that it came from.
+        networks: source and target.
+        batches: the images.
+        budget: largest share of the target's images that may be diverted, or None.
+        universal: whether other targets are served, too, through the source's own first layers.
+        stages: for the record.
+    """
+    module, insertion, cut = module.eval().requires_grad_(False), judged.candidate.insertion, judged.candidate.cut
+    # a budget may need more images than a gate, and is met more finely by twice as many
+    calibrating = max(MAX_GATE_IMAGES, 2 * gates.images_needed(budget) if budget else 0)
+
+    def evidence(images: Tensor) -> dict[str, Any]:
+        logits, features = networks.target(images, [insertion.name])
+        answers = {"target": logits, "adapted": module(features[insertion.name])}
+        if universal:
+            penultimate = module.tail(networks.teach(images, [cut.name]).features[cut.name])
+            answers["universal"] = module.answer(penultimate)
+        return answers
+
+    parts = [
+        gather_sides(evidence, batches, part, most)
+        for part, most in (("fit", MAX_GATE_IMAGES), ("choose", MAX_GATE_IMAGES), ("calibrate", calibrating))
+    ]
+
+    def fitted(through: str) -> Gate:
+        def of(side: dict[str, Any]) -> Evidence:
+            logits, reject, features = side[through]
+            return Evidence(side["target"], logits, reject, features, side["labels"])
+
+        for_any = through == "universal"
+        sides: list[Sides] = [(of(own), None if others is None else of(others)) for own, others in parts]
+        fit, choose, calibrate = sides
+        gate = gates.fit(*fit, choose, for_any, batches.covered, networks.odds)
+        gate.offset.fill_(gates.best_offset(gate, *calibrate, budget, batches.covered or for_any))
+        return gate
+
+    universal_gate = fitted("universal") if universal else None
+    return Learned(module, fitted("adapted"), universal_gate, insertion, cut, judged.match, stages or {})

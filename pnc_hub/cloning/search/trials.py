@@ -1,0 +1,186 @@
+"""Trials: the most promising candidates with pruned tails, refined by turns until one is left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pnc_hub import fusion
+from pnc_hub.cloning.fitting.refine import Recipe, distillation_loss, refine
+from pnc_hub.cloning.fitting.stitch import Candidate
+from pnc_hub.cloning.images.batches import Batches
+from pnc_hub.cloning.measuring.evaluate import gather
+from pnc_hub.cloning.networks import Lesson, Networks
+from pnc_hub.cloning.pruning import localize
+from pnc_hub.cloning.pruning.local_set import local_set
+from pnc_hub.cloning.search.curve import Judged, judge
+from pnc_hub.errors import SourceError
+from pnc_hub.models.cost import macs, parameters
+from pnc_hub.models.insertion import empty
+from pnc_hub.module import CloneModule
+
+MAX_IMAGES = 2000  # of each side, by which trials are compared
+# Successive halving: so many candidates are refined for this share of the passes, or for so many steps if those are more (a
+# few tell nothing of early cuts, which learn most and begin worst), and the best go on.
+ROUNDS: tuple[tuple[int, float, int], ...] = ((8, 0.04, 40), (3, 0.08, 80), (1, 1.0, 0))
+# Of a tail of up to so many times what it may have, little is removed.
+WHOLE = 1.1
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a clone may cost, adapter, head and gate included: parameters, and multiply-accumulates per image."""
+
+    parameters: int
+    macs: float = float("inf")
+
+
+class Trial:
+    """One candidate on its way: its module, and how it does on held-out images so far."""
+
+    def __init__(self, stitched: Judged, module: CloneModule) -> None:
+        """``module`` is pruned and stitched, not yet refined; ``stitched`` is of the whole tail, ``pruned`` of this one."""
+        self.stitched, self.module, self.score = stitched, module, float("-inf")
+        self.pruned: Judged | None = None
+
+    @property
+    def candidate(self) -> Candidate:
+        """Where the target is read and the source is cut."""
+        return self.stitched.candidate
+
+    def stages(self) -> dict[str, float]:
+        """AUROC of the gate on the way here, where there are images of others."""
+        judged = {"auroc_stitched": self.stitched, "auroc_pruned": self.pruned}
+        return {name: one.auroc for name, one in judged.items() if one and one.auroc is not None}
+
+
+def promising(
+    networks: Networks, batches: Batches, curve: list[Judged], reject: tuple[Tensor, Tensor], size: Size
+) -> list[Trial]:
+    """The candidates worth a trial, with pruned tails, the best of these first.
+
+    For each stage of the target the best, and the best at its resolution: the closed form favours late cuts, behind which
+    little can go wrong and little can be learned; a tail that works at the target's own resolution gains most from
+    refinement. And the best of those that hardly need pruning, which the curve of whole tails does not tell.
+
+    Raises:
+        SourceError: none can be made small enough.
+    """
+    trials: list[Trial] = []
+    tried: set[tuple[Any, ...]] = set()
+    refusal = "every adapter alone is larger; allow more with keep="
+    for judged in curve:
+        insertion, cut = judged.candidate.insertion, judged.candidate.cut
+        kinds: set[tuple[Any, ...]] = set()
+        if len(trials) < ROUNDS[0][0]:
+            kinds = {(insertion.grid, False), (insertion.grid, cut.grid == insertion.grid)}
+        if judged.parameters <= WHOLE * size.parameters and judged.macs <= size.macs:
+            kinds.add(("whole",))
+        kinds -= tried
+        if not kinds:
+            continue
+        try:
+            trials.append(Trial(judged, _pruned(networks, batches, judged.candidate, reject, size)))
+            tried |= kinds
+        except SourceError as error:
+            refusal = str(error)
+    if not trials:
+        raise SourceError(f"no candidate fits into {size.parameters:,} parameters and {size.macs:,} MACs: {refusal}")
+    by_candidate = {id(trial.candidate): trial for trial in trials}
+    ranked = judge(networks, batches, [(trial.candidate, trial.module) for trial in trials])
+    for judged in ranked:
+        by_candidate[id(judged.candidate)].pruned = judged
+    return [by_candidate[id(judged.candidate)] for judged in ranked]
+
+
+def refined(trials: list[Trial], networks: Networks, batches: Batches, recipe: Recipe, bar: tqdm[Any]) -> Trial:
+    """The one that does best on held-out images after all rounds; ``trials`` come in the order in which they are promising."""
+    steps = max(1, len(batches.mixed("fit", shuffle=True)))
+    rounds = _rounds(len(trials), recipe.epochs, steps)
+    bar.total = sum(min(most, len(trials)) * round(epochs * steps) for most, epochs in rounds)
+    bar.set_description("train")
+    for most, epochs in rounds:
+        trials = sorted(trials, key=lambda trial: -trial.score)[:most]  # the first time in the order they have
+        for trial in trials:
+            _refine(trial, networks, batches, replace(recipe, epochs=epochs), bar)
+    return trials[0]
+
+
+def _rounds(trials: int, epochs: float, steps: int) -> list[tuple[int, float]]:
+    """(candidates that are refined, passes) for each of ``ROUNDS`` that leaves fewer than come to it, and the last.
+
+    Args:
+        trials: candidates to begin with.
+        epochs: passes of the whole refinement.
+        steps: steps in a pass.
+    """
+    rounds = []
+    for (most, share, least), (left, *_) in zip(ROUNDS, [*ROUNDS[1:], (0,)], strict=True):
+        if trials > left and epochs:
+            rounds.append((most, min(epochs, max(share * epochs, least / steps))))
+            trials = min(trials, most)
+    return rounds
+
+
+def _pruned(
+    networks: Networks, batches: Batches, candidate: Candidate, reject: tuple[Tensor, Tensor], size: Size
+) -> CloneModule:
+    """Adapter, pruned tail and head of at most that size."""
+    room = size.parameters - parameters(candidate.adapter) - networks.width - len(fusion.SCALARS) - 2
+    cut = candidate.cut
+    while room > 0:
+        tail, head = localize.prune(
+            networks.tail(cut.name),
+            networks.head_rows(reject),
+            cut,
+            local_set(networks, batches, cut.name),
+            room,
+            classes=len(networks.classes),
+        )
+        module = CloneModule(copy.deepcopy(candidate.adapter), tail, head).to(networks.device)
+        cost = macs(module, empty(candidate.insertion, device=networks.device))
+        if cost <= size.macs:
+            return module
+        room = int(0.95 * size.macs / cost * min(room, parameters(tail) + parameters(head)))
+    raise SourceError(
+        f"{candidate.insertion.name} -> {cut.name} does not get that small; allow more with keep= or budget="
+    )
+
+
+def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, bar: tqdm[Any]) -> None:
+    pair = (trial.candidate.insertion.name, trial.candidate.cut.name)
+    bar.set_description(" -> ".join(pair))
+    held_out = batches.mixed("choose", each=MAX_IMAGES)
+    trial.score = refine(
+        trial.module,
+        networks,
+        batches.accelerator,
+        pair,
+        batches.mixed("fit", shuffle=True),
+        lambda module: -_held_out_loss(module, networks, pair[0], held_out, recipe.anchored),
+        recipe,
+        torch.Generator().manual_seed(batches.seed + batches.accelerator.process_index),
+        bar.update,
+    )
+
+
+@torch.no_grad()
+def _held_out_loss(
+    module: CloneModule, networks: Networks, insertion: str, held_out: Iterable[Any], anchored: bool
+) -> float:
+    """The distillation loss over all held-out images together, so that both sides weigh the same."""
+
+    def answers(images: Tensor) -> dict[str, Any]:
+        lesson = networks.teach(images)
+        output = module(networks.target.feature(images, insertion))[:2]
+        return {"output": output, "cloned": lesson.cloned, "rejected": lesson.rejected}
+
+    together = gather(answers, held_out)
+    lesson = Lesson(together["cloned"], together["rejected"], together["cloned"], {})
+    return float(distillation_loss(together["output"], lesson, together["labels"], anchored))
