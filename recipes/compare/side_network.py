@@ -66,11 +66,11 @@ def narrow_network(study: Study, keep: float = KEEP) -> nn.Sequential:
     """
     networks = study.networks
     cut = next(point for name, point in networks.cuts().items() if name != INPUT)
-    prefix, tail = copy.deepcopy(networks.prefix(cut.name)), networks.tail(cut.name)
+    trunk, tail = copy.deepcopy(networks.trunk(cut.name)), networks.tail(cut.name)
     head = nn.Linear(networks.width, study.count + 1, device=study.device)
-    largest = int(keep * networks.parameters) - parameters(prefix)
+    largest = int(keep * networks.parameters) - parameters(trunk)
     part = narrowed(tail, head, cut, largest, _alike)
-    model = nn.Sequential(networks.to_source, prefix, *part)
+    model = nn.Sequential(networks.to_source, trunk, *part)
     _randomise(model, study.task.seed)
     return model.requires_grad_(True)
 
