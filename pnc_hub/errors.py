@@ -6,6 +6,9 @@ keep that type as a base (``CloneNotFoundError`` is a ``FileNotFoundError``).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PncHubError(Exception):
     """Base of every error that pnc_hub raises on purpose."""
@@ -38,18 +41,28 @@ class ArtifactError(PncHubError):
         self.file = file
         super().__init__(reason)
 
-    def at(self, *, repo_id: str | None = None, revision: str | None = None) -> ArtifactError:
-        """The same error, told where it happened (what is already known stays)."""
-        self.repo_id = self.repo_id or repo_id
-        self.revision = self.revision or revision
-        return self
-
     def __str__(self) -> str:
         name = self.repo_id or ""
         if self.revision:
             name += f"@{self.revision}"
         place = ", ".join(part for part in (name, self.file) if part)
         return f"{place}: {self.reason}" if place else self.reason
+
+
+@contextmanager
+def located(*, repo_id: str | None = None, revision: str | None = None, file: str | None = None) -> Iterator[None]:
+    """Errors of an artifact from within say where they happened, unless they say so already."""
+    try:
+        yield
+    except ArtifactError as error:
+        error.repo_id, error.revision = error.repo_id or repo_id, error.revision or revision
+        error.file = error.file or file
+        raise
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """What ``error`` says, on one line and shortened."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 class CloneNotFoundError(ArtifactError, FileNotFoundError):

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from pnc_hub import errors
-from pnc_hub.errors import ArtifactError, PncHubError
+from pnc_hub.errors import ArtifactError, PncHubError, located
 
 ALL = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
 ARTIFACT = [kind for kind in ALL if issubclass(kind, ArtifactError)]
@@ -64,5 +64,12 @@ def test_what_is_not_known_is_not_said(kind):
 
 
 def test_where_it_happened_is_added_once():
-    error = ArtifactError("it is broken", file="a").at(repo_id="user/birds", revision="v1")
-    assert str(error.at(repo_id="other/name", revision="v2")) == "user/birds@v1, a: it is broken"
+    with (
+        pytest.raises(ArtifactError) as found,
+        located(repo_id="other/name", file="b"),
+        located(repo_id="user/birds", revision="v1"),
+    ):
+        raise ArtifactError("it is broken", file="a")
+    assert str(found.value) == "user/birds@v1, a: it is broken"
+    with pytest.raises(KeyError), located(repo_id="user/birds"):
+        raise KeyError("not of an artifact")

@@ -232,6 +232,11 @@ class CloneConfig:
         """Names of the cloned classes, in the order of their logits."""
         return tuple(entry.label for entry in self.classes)
 
+    @property
+    def recorded(self) -> dict[str, str]:
+        """sha256 by name of every file but the configuration and the page."""
+        return {**{adapter.file: adapter.sha256 for adapter in self.adapters}, **self.files}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists, as written to JSON, sealed."""
         return seal(asdict(self))

@@ -14,12 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pnc_hub.artifact.files import TensorSpec
-from pnc_hub.errors import ProbeError
 from pnc_hub.models.insertion import empty
 
 if TYPE_CHECKING:
-    from pnc_hub.artifact.config import AdapterConfig, CloneConfig
-    from pnc_hub.hub.clone import Clone
+    from pnc_hub.artifact.config import CloneConfig
 
 SIDE = 4
 MAX_INPUTS, MAX_CHANNELS = 16, 64
@@ -47,32 +45,3 @@ def expected(config: CloneConfig, found: dict[str, TensorSpec]) -> dict[str, Ten
         specs[f"{adapter.name}/feature"] = TensorSpec(feature, torch.float32)
         specs[f"{adapter.name}/logits"] = TensorSpec((count, len(config.classes)), torch.float32)
     return specs
-
-
-@torch.inference_mode()
-def run(clone: Clone, adapter: AdapterConfig) -> float:
-    """Run the probe's feature through the clone's module.
-
-    Returns:
-        By how much its logits miss those expected, at most.
-
-    Raises:
-        ProbeError: by more than the artifact's tolerance.
-    """
-    shipped, tolerance = clone.probe(adapter), clone.config.probe
-    module, _ = clone.build(adapter, clone.config.preprocess.value())
-    difference = (module(shipped["feature"])[0] - shipped["logits"]).abs()
-    if not bool((difference <= tolerance.atol + tolerance.rtol * shipped["logits"].abs()).all()):
-        raise ProbeError(
-            f"adapter {adapter.name!r} misses its probe by {difference.max():.3g}, more than the artifact allows;"
-            " it was made with another version of timm or torch: ask its publisher to save it again"
-        )
-    return float(difference.max())
-
-
-@torch.inference_mode()
-def refresh(clone: Clone, adapter: AdapterConfig) -> None:
-    """Let the probe of ``adapter`` expect what the clone, all of it in memory, answers now."""
-    module, _ = clone.build(adapter, clone.config.preprocess.value())
-    shipped = clone.probe(adapter)
-    shipped["logits"].copy_(module(shipped["feature"])[0])

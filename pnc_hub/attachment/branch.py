@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pnc_hub import fusion
-from pnc_hub.artifact import files, probe
+from pnc_hub.artifact import files
 from pnc_hub.errors import ImageError, InsertionPointError
 from pnc_hub.models.insertion import INPUT
 from pnc_hub.models.tensors import tensors_of
@@ -117,7 +117,7 @@ class Branch:
         clone = Clone(config, tensors)
         for adapter in config.adapters:
             adapter.metrics = {}
-            probe.refresh(clone, adapter)
+            clone.refresh_probe(adapter)
         return clone
 
     def _moved(self, device: torch.device) -> tuple[CloneModule, Gate, torch.device, torch.dtype]:

@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pnc_hub.artifact.assembly import assemble
 from pnc_hub.artifact.config import AdapterConfig
 from pnc_hub.attachment import attachments, plan
 from pnc_hub.errors import ClassCollisionError, HubError, PncHubError
 from pnc_hub.hub.clone import Clone, open_clone
-from pnc_hub.hub.headers import Headers
 from pnc_hub.hub.lock import Lock
 from pnc_hub.models.cost import macs
 from pnc_hub.models.insertion import INPUT, empty
@@ -170,21 +168,21 @@ def _examine(model: nn.Module, clone: Clone, found: Compatibility) -> None:
         plan.check_labels(inside, clone, present)
     except ClassCollisionError as error:  # one that may be allowed: the rest is of interest all the same
         found.problem = error
-    with ThreadPoolExecutor(1) as pool, clone._named():  # inference mode and the like are the caller's alone
+    with ThreadPoolExecutor(1) as pool:  # inference mode and the like are the caller's alone
         pool.submit(_measure, inside, clone, adapter, found).result()
 
 
 def _measure(model: nn.Module, clone: Clone, adapter: AdapterConfig, found: Compatibility) -> None:
     """Put the clone together from headers, and count."""
-    given, headers = Preprocess.of(model), Headers(clone)
-    module, gate = assemble(clone.config, adapter, given, headers)
-    if not headers.absent:  # numbers that are here may be beyond the model's precision
+    given = Preprocess.of(model)
+    outline = clone.outline(adapter, given)
+    module, gate = outline.module, outline.gate
+    if not outline.download:  # numbers that are here may be beyond the model's precision
         module.to(plan.reference(model, adapter).dtype)
     module = module.to("meta", torch.float32)
     image = torch.empty(1, *given.input_size, device="meta")
     at_input = adapter.insertion.module == INPUT
-    found.bytes = sum(headers.sizes.values())
-    found.download = sum(headers.sizes[file] for file in headers.absent)
+    found.bytes, found.download = outline.bytes, outline.download
     found.parameters = sum(parameter.numel() for part in (module, gate) for parameter in part.parameters())
     found.macs = macs(module, image if at_input else empty(adapter.insertion.point(), device="meta"))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pnc_hub.artifact.probe import enlarge, run
+from pnc_hub.artifact.probe import enlarge
 from pnc_hub.errors import ProbeError, TargetError
 from pnc_hub.models.insertion import INPUT
 
@@ -74,7 +74,7 @@ def verify(model: nn.Module, branch: Branch, end: int, run_as: Callable[[Tensor]
         ProbeError: one of them does not.
     """
     kind, insertion, size = type(model).__name__, branch.adapter.insertion.module, branch.given.input_size
-    difference = run(branch.clone, branch.adapter)
+    difference = branch.clone.run_probe(branch.adapter)
     reference = next(model.parameters(), torch.zeros(()))
     error = feature_error(model, branch.clone, branch.adapter, size)
     if not error <= FEATURE_TOLERANCE.get(reference.element_size(), FEATURE_TOLERANCE[2]):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from pnc_hub.artifact import checks
+from pnc_hub.artifact import checks, files
 from pnc_hub.artifact.config import LIBRARY_NAME, AdapterConfig, CloneConfig
 from pnc_hub.hub import download, search
 from pnc_hub.report import figures
 from pnc_hub.report.rows import classes, rows_of, shown
-
-if TYPE_CHECKING:
-    from pnc_hub.hub.clone import Clone
 
 # Licence identifiers that the Hub knows and timm uses; any other is published as "other".
 _LICENSES = {
@@ -28,26 +26,30 @@ _LICENSES = {
 }
 
 
-def render(clone: Clone, repo_id: str | None = None) -> str:
+def page(config: CloneConfig, repo_id: str | None = None) -> dict[str, bytes]:
+    """The files of a clone's page: the card, as ``render`` writes it, and the figures that it shows."""
+    drawn = {drawing.file: drawing.png() for drawing in _drawings(config).values()}
+    return {files.CARD: render(config, repo_id).encode(), **drawn}
+
+
+def render(config: CloneConfig, repo_id: str | None = None) -> str:
     """The README.md of a clone: YAML metadata and a page that says what it adds, how to attach it, what was measured.
 
     Args:
-        clone: the clone; sha256 that its configuration records are listed.
-        repo_id: where it will be published; by default where it came from, or a placeholder.
+        config: the clone's configuration; the sha256 that it records are listed.
+        repo_id: where it will be published; by default a placeholder stands for it.
     """
-    repo_id = repo_id or (clone.repo_id if clone.revision else None) or "user/name"
-    return f"---\n{metadata(clone).to_yaml()}\n---\n\n{_body(clone, repo_id)}"
+    return f"---\n{metadata(config).to_yaml()}\n---\n\n{_body(config, repo_id or 'user/name')}"
 
 
-def metadata(clone: Clone) -> Any:
+def metadata(config: CloneConfig) -> Any:
     """The card's ``ModelCardData``: tags to find it by, the models it belongs to, the measured results."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    config = clone.config
     targets = [adapter.target for adapter in config.adapters if adapter.target is not None]
     named = [config.source.hub_id, *(target.hub_id for target in targets)]
     models = list(dict.fromkeys(name for name in named if name))
-    metrics = clone.report.metrics
+    metrics = config.adapters[0].metrics
     results = [
         EvalResult(
             task_type="image-classification",
@@ -82,20 +84,21 @@ def metadata(clone: Clone) -> Any:
     )
 
 
-def name_datasets(clone: Clone, datasets: Sequence[str]) -> None:
-    """Record what the publisher says that the source was trained on; Hub ids (``user/name``) are linked from the page.
+def with_datasets(config: CloneConfig, datasets: Sequence[str]) -> CloneConfig:
+    """``config`` with what its publisher says that the source was trained on; Hub ids (``user/name``) are linked.
 
     Raises:
         ValueError: a name is not a printable text without commas, or all of them are longer than 200 characters.
 
     Example:
-        >>> name_datasets(clone, ["ILSVRC/imagenet-1k"])  # doctest: +SKIP
+        >>> with_datasets(config, ["ILSVRC/imagenet-1k"])  # doctest: +SKIP
     """
     if any("," in name for name in datasets):
         raise ValueError(f"names of data sets have no commas; received {list(datasets)!r:.200}")
     joined = ", ".join(datasets)
     checks.text(joined)
-    clone.config.adapters[0].metrics["datasets"] = joined
+    first, *others = config.adapters
+    return replace(config, adapters=[replace(first, metrics={**first.metrics, "datasets": joined}), *others])
 
 
 def _datasets(config: CloneConfig) -> list[str]:
@@ -106,14 +109,18 @@ def _datasets(config: CloneConfig) -> list[str]:
     )
 
 
-def _body(clone: Clone, repo_id: str) -> str:
-    config = clone.config
-    drawn = {drawing.name: drawing for drawing in figures.drawings(config)} if figures.can_draw() else {}
+def _drawings(config: CloneConfig) -> dict[str, figures.Drawing]:
+    """The figures that can be drawn here, by name."""
+    return {drawing.name: drawing for drawing in figures.drawings(config)} if figures.can_draw() else {}
+
+
+def _body(config: CloneConfig, repo_id: str) -> str:
+    drawn = _drawings(config)
     parts = [
         _adds(config),
         _attaching(config, repo_id),
-        _measured(clone, drawn),
-        _fits(clone, drawn),
+        _measured(config, drawn),
+        _fits(config, drawn),
         _origin(config),
         _files(config),
         f"Written by pnc_hub {config.pnc_hub_version}.",
@@ -161,10 +168,10 @@ commits does, and so does `pnc_hub.attach(model, "{repo_id}").clone.revision`. W
 and those in the cache are used without asking the Hub; their sha256 are below. A tag (`"{repo_id}@v1"`) can be moved."""
 
 
-def _measured(clone: Clone, drawn: Mapping[str, figures.Drawing]) -> str:
-    metrics = clone.config.adapters[0].metrics
+def _measured(config: CloneConfig, drawn: Mapping[str, figures.Drawing]) -> str:
+    metrics = config.adapters[0].metrics
     value = {name: _value(metrics.get(name), "percent") for name in _ACCURACIES}
-    told = "nothing to choose among" if len(clone.labels) == 1 else value["source_alone"]
+    told = "nothing to choose among" if len(config.labels) == 1 else value["source_alone"]
     rows = (
         ("the target's classes", value["target_alone"], value["ori"]),
         ("the cloned classes (alone: among them only)", told, value["tar"]),
@@ -185,8 +192,8 @@ Regime: {_value(metrics.get("regime"), "text")}. With the clone attached every i
 together, with no hint which it shows."""
 
 
-def _fits(clone: Clone, drawn: Mapping[str, figures.Drawing]) -> str:
-    adapters = clone.config.adapters
+def _fits(config: CloneConfig, drawn: Mapping[str, figures.Drawing]) -> str:
+    adapters = config.adapters
     rows = (
         (
             _text(adapter.name),
@@ -227,8 +234,7 @@ gates were fitted to what the targets make of images. Training data of the sourc
 
 
 def _files(config: CloneConfig) -> str:
-    recorded = {**config.files, **{adapter.file: adapter.sha256 for adapter in config.adapters}}
-    rows = ((f"`{file}`", f"`{digest}`") for file, digest in sorted(recorded.items()) if digest)
+    rows = ((f"`{file}`", f"`{digest}`") for file, digest in sorted(config.recorded.items()) if digest)
     return f"""## Files
 
 {_table(("file", "sha256"), rows)}

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pnc_hub.artifact import files
-from pnc_hub.errors import ArtifactError, CloneNotFoundError, HubError, IntegrityError, MalformedArtifactError
+from pnc_hub.artifact.storage import Header
+from pnc_hub.errors import ArtifactError, CloneNotFoundError, HubError, IntegrityError, MalformedArtifactError, located
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*/[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 # Seconds before a request is made again that failed for no reason of its own and that the client does not repeat.
 DELAYS = (0.5, 2.0)
+_FIRST = 16 << 10  # bytes; the headers of most clones are shorter
+_OTHER_ON_RECORD = f"the Hub has another sha256 on record than {files.CONFIG}"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Result = TypeVar("Result")
@@ -51,19 +57,8 @@ def is_repo_id(name: str) -> bool:
     return _REPO_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
-@dataclass(frozen=True)
-class FolderFiles:
-    """Where the files of a clone in a folder are."""
-
-    folder: Path
-
-    def __call__(self, file: str, digest: str | None = None, most: int = files.MAX_FILE_BYTES) -> Path:
-        """The path of ``file``, whether it exists or not."""
-        return self.folder / file
-
-
-class HubFiles:
-    """Where the files of a clone on the Hub are, once downloaded: all from the commit at which config.json was found."""
+class Hub:
+    """The storage of a clone on the Hub: all files are from the commit at which config.json was found."""
 
     def __init__(self, repo_id: str, revision: str | None, **options: Any) -> None:
         """Resolve ``revision`` to a commit by fetching config.json.
@@ -78,29 +73,76 @@ class HubFiles:
             HubError: the Hub refused or failed, or the cache can not be written.
             IntegrityError: what arrived is not what the Hub has a record of.
         """
-        self.repo_id, self.options = repo_id, options
+        self.name = self.origin = repo_id
+        self.options = options
         self.sizes: dict[str, int] = {}
         self.config = self._download(files.CONFIG, revision, files.MAX_CONFIG_BYTES)
-        self.commit = self.config.parent.name
+        self.revision = self.config.parent.name
         self.root = self.config.parents[3].resolve()  # the whole cache: repositories may share blobs
-        with explained(repo_id, self.commit, files.CONFIG):
+        with explained(repo_id, self.revision, files.CONFIG):
             self._check(self.config, files.CONFIG, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickled model must not carry the token of whoever attached the clone; a copy uses the stored one."""
         return {**self.__dict__, "options": {**self.options, "token": None}}
 
-    def __call__(self, file: str, digest: str | None = None, most: int = files.MAX_FILE_BYTES) -> Path:
-        """Download ``file`` unless it is in the cache; its path.
-
-        Args:
-            file: name inside the artifact.
-            digest: sha256 that config.json records for it; that of the Hub must be the same.
-            most: bytes, beyond which the download is broken off.
-        """
-        path = self.config if file == files.CONFIG else self._download(file, self.commit, most)
+    def path(self, file: str, digest: str | None = None, most: int = files.MAX_FILE_BYTES) -> Path:
+        """Where ``file`` is in the cache, downloaded if need be; the Hub must have ``digest`` on record for it, if any."""
+        path = self.config if file == files.CONFIG else self._download(file, self.revision, most)
         self._check(path, file, digest)
         return path
+
+    def header(self, file: str, digest: str | None = None) -> Header:
+        """What ``file`` holds, by what the Hub says of it and by its first bytes, unless it is in the cache."""
+        from huggingface_hub.hf_api import RepoFile
+
+        if self.holds(file):
+            return Header(files.read_header(path := self.path(file), file), path.stat().st_size)
+        with explained(self.name, self.revision, file):
+            entries = retried(lambda: self._api().get_paths_info(self.name, [file], revision=self.revision))
+        if not entries or not isinstance(entries[0], RepoFile):
+            raise CloneNotFoundError("the repository has no such file", file=file)
+        size, lfs = entries[0].size, entries[0].lfs
+        if digest is not None and lfs and lfs.sha256 != digest:
+            raise IntegrityError(_OTHER_ON_RECORD, file=file)
+        if size > files.MAX_FILE_BYTES:
+            raise MalformedArtifactError(f"{size} bytes, more than the {files.MAX_FILE_BYTES} allowed", file=file)
+        with explained(self.name, self.revision, file):
+            start = retried(lambda: self._first_bytes(file, _FIRST))
+            length = 8 + min(int.from_bytes(start[:8], "little"), files.MAX_HEADER_BYTES)
+            if length > len(start) and size > len(start):
+                start = retried(lambda: self._first_bytes(file, length))
+        found = files.parse_header(io.BytesIO(start), size, file)
+        return Header({name: spec for name, (spec, _) in found.items()}, size)
+
+    def holds(self, file: str) -> bool:
+        """Whether it would not be downloaded: it is in the cache, or nothing but the cache may be asked."""
+        return bool(self.options.get("local_files_only")) or self._cached(file, self.revision) is not None
+
+    def names(self) -> Iterable[str]:
+        """All files of the repository at this commit."""
+        with explained(self.name, self.revision, "the list of its files"):
+            return retried(lambda: self._api().list_repo_files(self.name, revision=self.revision))
+
+    def _api(self) -> HfApi:
+        return client(self.options.get("token"))
+
+    def _first_bytes(self, file: str, count: int) -> bytes:
+        """At most ``count`` bytes, also from a server that does not know ranges."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+        url = hf_hub_url(self.name, file, revision=self.revision)
+        headers = build_hf_headers(token=self.options.get("token"), library_name="pnc-hub")
+        headers |= {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+        data = bytearray()
+        with http_stream_backoff("GET", url, headers=headers) as response:
+            hf_raise_for_status(response)
+            for chunk in response.iter_bytes(16 << 10):
+                data += chunk
+                if len(data) >= count:
+                    break
+        return bytes(data[:count])
 
     def _check(self, path: Path, file: str, digest: str | None) -> None:
         if not path.resolve().is_relative_to(self.root):
@@ -109,20 +151,20 @@ class HubFiles:
         if digest is None and file == files.CONFIG and _digest_like(files.read_small(path, file), recorded) != recorded:
             raise self._refused("it is not what the Hub has a record of", file)
         if digest is not None and len(recorded) == 64 and recorded != digest:
-            raise self._refused(f"the Hub has another sha256 on record than {files.CONFIG}", file)
+            raise self._refused(_OTHER_ON_RECORD, file)
 
     def _refused(self, reason: str, file: str) -> IntegrityError:
         reason += "; download it again (force_download=True, or to another cache_dir)"
-        return IntegrityError(reason, repo_id=self.repo_id, revision=self.commit, file=file)
+        return IntegrityError(reason, repo_id=self.name, revision=self.revision, file=file)
 
-    def cached(self, file: str, revision: str | None) -> str | None:
+    def _cached(self, file: str, revision: str | None) -> str | None:
         """Its path in the cache, if it may be taken from there."""
         from huggingface_hub import try_to_load_from_cache
 
         settled = self.options.get("local_files_only") or COMMIT.fullmatch(revision or "")
         if not settled or self.options.get("force_download"):
             return None
-        path = try_to_load_from_cache(self.repo_id, file, self.options.get("cache_dir"), revision)
+        path = try_to_load_from_cache(self.name, file, self.options.get("cache_dir"), revision)
         return path if isinstance(path, str) else None
 
     def _download(self, file: str, revision: str | None, most: int) -> Path:
@@ -132,7 +174,7 @@ class HubFiles:
 
         def download() -> str:
             path: str = hf_hub_download(
-                self.repo_id,
+                self.name,
                 file,
                 revision=revision,
                 library_name="pnc-hub",
@@ -141,11 +183,18 @@ class HubFiles:
             )
             return path
 
-        with explained(self.repo_id, revision, file):
+        with explained(self.name, revision, file):
             # hf_hub_download would find the same, but prepare a request first, and for its headers ask the Hub
-            path = Path(self.cached(file, revision) or retried(download))
+            path = Path(self._cached(file, revision) or retried(download))
             self.sizes[file] = path.stat().st_size
             return path
+
+
+def client(token: str | bool | None) -> HfApi:
+    """The Hub's client, which says who asks."""
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token, library_name="pnc-hub")
 
 
 def is_transient(error: BaseException) -> bool:
@@ -216,52 +265,53 @@ def explained(repo_id: str, revision: str | None, file: str) -> Iterator[None]:
     """What the client raises within becomes an error of ours, with the remedy."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        yield
-    except ArtifactError as error:
-        raise error.at(repo_id=repo_id, revision=revision) from None
-    except Exception as error:  # huggingface_hub, its HTTP client and hf_xet each raise errors of their own
-        # where a copy in the cache would have served, the client wraps what the Hub answered
-        answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
-        kind, reason = _explanation(answer)
-        raise kind(reason, repo_id=repo_id, revision=revision, file=file) from error
+    with located(repo_id=repo_id, revision=revision, file=file):
+        try:
+            yield
+        except ArtifactError:
+            raise
+        except Exception as error:  # huggingface_hub, its HTTP client and hf_xet each raise errors of their own
+            # where a copy in the cache would have served, the client wraps what the Hub answered
+            answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
+            kind, reason = _explanation(answer)
+            raise kind(reason) from error
 
 
 def _explanation(error: BaseException) -> tuple[type[ArtifactError], str]:
-    from huggingface_hub import errors as client
+    from huggingface_hub import errors as theirs
 
     known: tuple[tuple[type[Exception], type[ArtifactError], str], ...] = (  # a class stands before its bases
         (
-            client.GatedRepoError,
+            theirs.GatedRepoError,
             HubError,
             "the repository is gated: ask for access on its page, then log in (hf auth login)",
         ),
         (
-            client.DisabledRepoError,
+            theirs.DisabledRepoError,
             HubError,
             "the Hub has disabled access to the repository: see its page for the reason, or take another clone",
         ),
         (
-            client.RepositoryNotFoundError,
+            theirs.RepositoryNotFoundError,
             CloneNotFoundError,
             "no such repository on the Hub, or it is private: check the name, or log in (hf auth login)",
         ),
         (
-            client.RevisionNotFoundError,
+            theirs.RevisionNotFoundError,
             CloneNotFoundError,
             "the repository has no such revision (branch, tag, pull request or commit); give one of those on its page",
         ),
         (
-            client.LocalEntryNotFoundError,
+            theirs.LocalEntryNotFoundError,
             CloneNotFoundError,
             "not in the local cache, and the Hub was not asked or could not be reached; fetch it once while connected",
         ),
         (
-            client.EntryNotFoundError,
+            theirs.EntryNotFoundError,
             CloneNotFoundError,
             "the repository has no such file, so it holds no clone; check the name and the revision",
         ),
-        (client.HFValidationError, CloneNotFoundError, f"not a valid Hub id ({first_line(error)}); give 'user/name'"),
+        (theirs.HFValidationError, CloneNotFoundError, f"not a valid Hub id ({first_line(error)}); give 'user/name'"),
     )
     for met, kind, reason in known:
         if isinstance(error, met):

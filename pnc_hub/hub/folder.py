@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 from pnc_hub.artifact import files
@@ -12,17 +12,16 @@ from pnc_hub.artifact.config import LIBRARY_NAME
 from pnc_hub.errors import ArtifactError
 
 
-def put(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a folder beside ``folder`` that then takes its place.
+def put(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Let ``folder`` hold the files ``contents`` and nothing else.
 
-    Whatever interrupts it, what was there before is there again.
+    They are written beside it and then take its place: whatever interrupts it, what was there before is there again.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     new, old = work / "new", work / "old"
     try:
-        new.mkdir()
-        write(new)
+        fill(new, contents)
         try:
             if folder.exists():
                 folder.rename(old)
@@ -33,6 +32,15 @@ def put(folder: Path, write: Callable[[Path], object]) -> None:
             raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def fill(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
+    """Write ``contents`` to files in ``folder``; the path of each."""
+    paths = {file: folder / file for file in contents}
+    for file, content in contents.items():
+        paths[file].parent.mkdir(parents=True, exist_ok=True)
+        paths[file].write_bytes(content)
+    return paths
 
 
 def is_replaceable(folder: Path) -> bool:

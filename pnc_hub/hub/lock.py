@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pnc_hub.artifact import checks, files
+from pnc_hub.artifact.contents import Contents
 from pnc_hub.errors import ArtifactError, LockError
 from pnc_hub.hub import download
-
-if TYPE_CHECKING:
-    from pnc_hub.hub.clone import Clone
 
 FILE = "pnc-hub.lock"
 
@@ -44,7 +42,7 @@ class Pin:
     files: dict[str, str]
 
     @classmethod
-    def of(cls, clone: Clone, lock: Lock) -> Pin:
+    def of(cls, clone: Contents, lock: Lock) -> Pin:
         """The pin in ``lock`` of a clone that was read from the Hub or from a folder."""
         return cls(_name(clone.origin, lock), clone.revision, clone.digests)
 
@@ -56,7 +54,7 @@ class Pin:
             raise self._refusal(f"commit {self.revision} is locked", revision)
         return revision
 
-    def check(self, clone: Clone) -> None:
+    def check(self, clone: Contents) -> None:
         """Raise ``LockError`` unless ``clone`` was read from what was locked."""
         if clone.revision != self.revision:
             raise self._refusal(f"commit {self.revision} is locked", clone.revision)
@@ -72,7 +70,7 @@ class Pin:
         return LockError(f"{reason}; {remedy}", repo_id=self.repo_id, revision=revision, file=file)
 
 
-def write(*clones: Clone, path: str | Path = FILE) -> Path:
+def write(*clones: Contents, path: str | Path = FILE) -> Path:
     """Lock ``clones``, in a file that may hold others already; those that it holds under the same id are locked anew.
 
     Args:
@@ -106,8 +104,9 @@ def _put(path: Path, pins: dict[str, Pin]) -> None:
     """Replace the file, whole or not at all."""
     entries = {name: {"revision": pin.revision, "files": pin.files} for name, pin in sorted(pins.items())}
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        files.write_json(Path(folder) / path.name, entries)
-        os.replace(Path(folder) / path.name, path)
+        new = Path(folder) / path.name
+        new.write_bytes(files.json_bytes(entries))
+        os.replace(new, path)
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pnc_hub.artifact import files
 from pnc_hub.artifact.config import LIBRARY_NAME, AdapterConfig, CloneConfig
+from pnc_hub.artifact.contents import Contents
 from pnc_hub.errors import FormatVersionError, MalformedArtifactError, PublishError
-from pnc_hub.hub import download
-from pnc_hub.hub.clone import Clone
+from pnc_hub.hub import card, download
+from pnc_hub.hub.folder import fill
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -28,7 +29,7 @@ class _Published:
 
     commit: str
     names: frozenset[str]
-    clone: Clone | None
+    clone: Contents | None
 
     def adapters(self) -> dict[str, AdapterConfig]:
         """The entries of those adapters whose files are there, by name."""
@@ -37,7 +38,7 @@ class _Published:
 
 
 def push(
-    clone: Clone,
+    clone: Contents,
     repo_id: str,
     *,
     private: bool | None,
@@ -53,14 +54,11 @@ def push(
     Raises:
         PublishError: the repository holds what it held before, or a whole clone that somebody else published meanwhile.
     """
-    from huggingface_hub import HfApi
-
     if not download.is_repo_id(repo_id):
         raise PublishError(f"{repo_id!r} is no Hub repository; give 'user/name'")
-    api = HfApi(token=token, library_name="pnc-hub")
+    clone.load()  # every file is verified
     with tempfile.TemporaryDirectory(prefix="pnc-hub-") as folder:
-        clone.save_pretrained(Path(folder) / "saved")  # every file is verified, and its sha256 known
-        publication = _Publication(clone, api, repo_id, revision, Path(folder))
+        publication = _Publication(clone, download.client(token), repo_id, revision, Path(folder))
         try:
             publication.create(private)
             # A pull request can be opened twice, so it is tried once. A commit whose answer was lost is in: the next attempt
@@ -78,8 +76,9 @@ def push(
 class _Publication:
     """One clone on its way to one branch."""
 
-    def __init__(self, clone: Clone, api: HfApi, repo_id: str, revision: str | None, folder: Path) -> None:
+    def __init__(self, clone: Contents, api: HfApi, repo_id: str, revision: str | None, folder: Path) -> None:
         self.clone, self.api, self.repo_id, self.revision, self.folder = clone, api, repo_id, revision, folder
+        self.config, self.files = clone.serialized()
         self.seen: _Published | None = None
 
     def create(self, private: bool | None) -> None:
@@ -96,9 +95,9 @@ class _Publication:
                     f"{self.repo_id}: there is no such repository, and a new one has no branch {self.revision!r}, so nothing"
                     " was published; publish to its main branch first"
                 ) from None
-            card = (self.folder / "saved" / files.CARD).read_text(encoding="utf-8")
+            page = card.render(self.config, self.repo_id)
             # what create_commit asks first; ModelCard.validate asks huggingface.co in clients before 2, whatever the endpoint
-            download.retried(lambda: self.api._validate_yaml(card))
+            download.retried(lambda: self.api._validate_yaml(page))
             download.retried(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
 
     def commit(self, create_pr: bool, message: str) -> CommitInfo:
@@ -109,18 +108,19 @@ class _Publication:
         if self.seen is not None:
             self._check_nothing_is_lost(self.seen, found)
         self.seen = found
-        with tempfile.TemporaryDirectory(dir=self.folder) as place:
-            whole, kept = self._joined(found)
-            written = whole.write_files(Path(place), kept, self.repo_id)
-            if found.clone is not None and whole.config == found.clone.config:
-                # card and figures tell of a configuration that is there: as its publisher left them they stay
-                kept |= {name for name in found.names if files.is_told(name)}
-                written = [name for name in written if name not in kept]
-            stale = [name for name in found.names if files.is_ours(name) and name not in {*written, *kept}]
+        config, written = self._joined(found)
+        if found.clone is None or config != found.clone.config:
+            written |= card.page(config, self.repo_id)
+            kept = set(config.recorded)
+        else:  # card and figures tell of a configuration that is there: as its publisher left them they stay
+            kept = {*config.recorded, *filter(files.is_told, found.names)}
+        stale = {name for name in found.names if files.is_ours(name)} - kept - written.keys()
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:  # the client shows progress of files, not of bytes
+            added = fill(Path(place), written)
             return self.api.create_commit(
                 self.repo_id,
                 [
-                    *(CommitOperationAdd(name, Path(place) / name) for name in written),
+                    *(CommitOperationAdd(name, path) for name, path in added.items()),
                     *(CommitOperationDelete(name) for name in sorted(stale)),
                 ],
                 commit_message=message,
@@ -153,9 +153,9 @@ class _Publication:
     def _look(self) -> _Published:
         info = self.api.model_info(self.repo_id, revision=self.revision)
         names = frozenset(sibling.rfilename for sibling in info.siblings or ())
-        options: dict[str, Any] = {"revision": info.sha, "token": self.api.token, "cache_dir": self.folder / "cache"}
+        options: dict[str, Any] = {"token": self.api.token, "cache_dir": self.folder / "cache"}
         try:
-            clone = Clone.from_pretrained(self.repo_id, **options) if files.CONFIG in names else None
+            clone = Contents.open(download.Hub(self.repo_id, info.sha, **options)) if files.CONFIG in names else None
         except (FormatVersionError, MalformedArtifactError) as error:
             raise self._occupied(error.reason) from error
         if clone is None:
@@ -176,35 +176,34 @@ class _Publication:
     def _check_nothing_is_lost(self, before: _Published, now: _Published) -> None:
         """Raise ``PublishError`` if what was published since ``before`` would be overwritten with something else."""
         old, new = before.adapters(), now.adapters()
-        own = {entry.name: entry for entry in self.clone.config.adapters}
+        own = {entry.name: entry for entry in self.config.adapters}
         unchanged = before.clone is not None and now.clone is not None and now.clone.config == before.clone.config
         if now.clone is None or unchanged:
             return
         overwritten = [name for name in new if name in own and new[name] not in (own[name], old.get(name))]
-        if overwritten or not _is_same_module(self.clone.config, now.clone.config):
+        if overwritten or not _is_same_module(self.config, now.clone.config):
             what = f"adapter {overwritten[0]!r}" if overwritten else "another clone"
             raise PublishError(
                 f"{self.repo_id}: somebody else has published {what} at the same moment (commit {now.commit}), so this clone"
                 " was not published. Look at it; publish again if yours is to take its place."
             )
 
-    def _joined(self, found: _Published) -> tuple[Clone, frozenset[str]]:
-        """The clone with the adapters that were published of the same module, and the files of those: they stay there."""
-        own, there, published = self.clone.config, found.clone, found.adapters()
+    def _joined(self, found: _Published) -> tuple[CloneConfig, dict[str, bytes]]:
+        """The configuration with the adapters that were published of the same module, and the files that go with it."""
+        own, there, published = self.config, found.clone, found.adapters()
         if there is None or not _is_same_module(own, there.config):
-            return self.clone, frozenset()
+            return own, dict(self.files)
         entries = {entry.name: _with_datasets(entry, published.get(entry.name)) for entry in own.adapters}
         others = {name: entry for name, entry in published.items() if name not in entries}
         # those that are there come first, in their order: the report is that of the first
         order = dict.fromkeys([*published, *entries])
         shared = {name: digest for name, digest in there.config.files.items() if name in found.names}
         config = replace(own, adapters=[(entries | others)[name] for name in order], files={**shared, **own.files})
-        probe = dict(self.clone._tensors[files.PROBE])
+        probe = dict(self.clone.tensors[files.PROBE])
         for name, entry in others.items():
             probe |= {f"{name}/{key}": value for key, value in there.probe(entry).items()}
-        tensors = {**self.clone._tensors, files.PROBE: probe}
-        whole = Clone(config, tensors, locate=there._locate, repo_id=self.repo_id)
-        return whole, frozenset(whole.recorded) - set(tensors)
+        config, changed = Contents(config, {files.PROBE: probe}).serialized(kept=config.recorded)
+        return config, {**self.files, **changed}
 
 
 def _with_datasets(entry: AdapterConfig, published: AdapterConfig | None) -> AdapterConfig:

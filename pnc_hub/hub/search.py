@@ -138,13 +138,11 @@ def table(found: Collection[CloneInfo]) -> str:
 
 def _listed(tags: list[str], author: str | None, token: str | bool | None) -> Iterator[CloneInfo]:
     """What carries all of ``tags``, page after page; a repository whose tags are not a clone's is left out."""
-    from huggingface_hub import HfApi
-
     asked = [
         tag for tag in tags if "," not in tag
     ]  # the Hub takes a comma for the end of a tag; ``search`` looks again
     try:
-        models = HfApi(token=token, library_name="pnc-hub").list_models(
+        models = download.client(token).list_models(
             filter=asked,
             author=author,
             sort="downloads",

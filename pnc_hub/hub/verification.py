@@ -9,13 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pnc_hub.artifact import files, probe
+from pnc_hub.artifact import files
 from pnc_hub.artifact.assembly import assemble
 from pnc_hub.artifact.config import AdapterConfig
 from pnc_hub.errors import ArtifactError, HubError, ProbeError
-from pnc_hub.hub import download
 from pnc_hub.hub.clone import Clone, open_clone
-from pnc_hub.hub.headers import without_memory
 from pnc_hub.hub.lock import Lock
 from pnc_hub.models.insertion import INPUT
 
@@ -115,12 +113,12 @@ class _Reader:
     def __call__(self, file: str, expected: dict[str, files.TensorSpec]) -> dict[str, Tensor]:
         """As the ``read`` of ``pnc_hub.artifact.assembly.assemble``."""
         try:
-            found = self.clone._read(file, expected)
+            found = self.clone.read(file, expected)
         except HubError:
             raise
         except ArtifactError as error:
             self.findings[file] = Finding(file, FAILED, error.reason)
-            return without_memory(expected)
+            return files.without_memory(expected)
         size = sum(tensor.nbytes for tensor in found.values())
         self.findings[file] = Finding(file, OK, f"{len(found)} tensors of {size:,} bytes, as recorded, all finite")
         return found
@@ -140,7 +138,7 @@ def _probed(clone: Clone) -> Iterator[Finding]:
     for adapter in clone.config.adapters:
         through = "from image to logits" if adapter.insertion.module == INPUT else "from feature to logits"
         try:
-            difference = probe.run(clone, adapter)
+            difference = clone.run_probe(adapter)
         except HubError:
             raise
         except (ArtifactError, ProbeError) as error:
@@ -161,22 +159,9 @@ def _unchecked(clone: Clone, known: set[str]) -> Iterator[Finding]:
                 f"that {name} gives it at {adapter.insertion.module} takes that model: attach, then Attachment.verify()",
             )
     yield Finding("measurements", UNCHECKED, "accuracies and costs are what the publisher recorded")
-    others = sorted(set(_present(clone)) - known - {files.PROBE})
+    others = sorted(set(clone.storage.names()) - known - {files.PROBE})
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         yield Finding(
             "other files", UNCHECKED, f"{', '.join(f'{name!r:.80}' for name in others[:5])}{more}: nothing reads them"
         )
-
-
-def _present(clone: Clone) -> Iterator[str]:
-    """Names of all files beside the clone's."""
-    where = clone._locate
-    if isinstance(where, download.FolderFiles):
-        yield from (path.relative_to(where.folder).as_posix() for path in where.folder.rglob("*") if not path.is_dir())
-    elif isinstance(where, download.HubFiles):
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=where.options.get("token"), library_name="pnc-hub")
-        with download.explained(where.repo_id, where.commit, "the list of its files"):
-            yield from download.retried(lambda: api.list_repo_files(where.repo_id, revision=where.commit))

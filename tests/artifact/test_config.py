@@ -13,6 +13,7 @@ import pnc_hub
 from pnc_hub import Clone
 from pnc_hub.artifact import checks, files
 from pnc_hub.artifact.config import CloneConfig
+from pnc_hub.artifact.storage import Folder
 from pnc_hub.errors import ArtifactError, CloneNotFoundError, FormatVersionError, MalformedArtifactError
 
 
@@ -393,4 +394,4 @@ class TestAnyMutation:
             return
         assert parsed.to_dict() == config
         with suppress(ArtifactError):
-            everything(Clone(parsed, {}, locate=lambda name, *_: saved_clone / name))
+            everything(Clone(parsed, {}, storage=Folder(saved_clone)))

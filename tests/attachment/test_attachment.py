@@ -306,7 +306,7 @@ class TestVerify:
 
     def test_a_clone_whose_weights_are_not_those_of_its_probe(self, target, clone):
         wrong = copy.deepcopy(clone)
-        wrong._tensors["model.safetensors"]["head.bias"] += 1
+        wrong.tensors["model.safetensors"]["head.bias"] += 1
         with pnc_hub.attach(target, wrong) as attachment, pytest.raises(ProbeError, match="misses its probe by 1,"):
             attachment.verify()
 

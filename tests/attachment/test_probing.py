@@ -54,7 +54,7 @@ def test_no_answer_leaves_the_target_its_own():
     """Half precision that overflows must not turn into a class."""
     model = tiny_model("resnet")
     broken = tiny_clone(tiny_model("resnet", seed=1), model)
-    for tensor in broken._tensors["model.safetensors"].values():
+    for tensor in broken.tensors["model.safetensors"].values():
         if tensor.is_floating_point():
             tensor.mul_(1e30)
     with pnc_hub.attach(model, broken):

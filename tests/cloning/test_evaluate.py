@@ -24,7 +24,7 @@ def joined():
     """A target and a clone for it, whose gate lets half of the images through, and what they say of 12 images."""
     source, target = tiny_model("resnet", seed=1), tiny_model("convnext")
     clone, inputs = tiny_clone(source, target), images(12, 3)
-    gate = clone._tensors[clone.config.adapters[0].file]["gate.offset"]
+    gate = clone.tensors[clone.config.adapters[0].file]["gate.offset"]
     with torch.inference_mode(), attachment.attach(target, clone):
         logits = target(inputs)
     odds = logits[:, 7:].amax(1) - logits[:, :7].amax(1)

@@ -9,7 +9,6 @@ from common import FAMILIES, images, source_args, tiny_clone, tiny_model
 from timm.models import register_model
 
 from pnc_hub import attachment
-from pnc_hub.artifact import probe
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import source_config
 from pnc_hub.errors import SourceError
@@ -116,4 +115,4 @@ def test_the_probe_is_the_same_each_time_and_shows_no_image():
     first, again = (tiny_clone(source, target) for _ in range(2))
     for adapter in first.config.adapters:
         assert torch.equal(first.probe(adapter)["logits"], again.probe(adapter)["logits"])
-        assert probe.run(first, adapter) == 0.0
+        assert first.run_probe(adapter) == 0.0

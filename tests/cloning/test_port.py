@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from pnc_hub import attachment
-from pnc_hub.artifact import files, probe
+from pnc_hub.artifact import files
 from pnc_hub.cloning.learn import clone as learn_clone
 from pnc_hub.cloning.port import Recalled, port
 from pnc_hub.errors import DataError, InsertionPointError, NoClassifierError, SourceError, TargetError
@@ -96,7 +96,7 @@ def test_the_new_adapter_is_used_by_its_target_and_answers_as_the_source(made, v
         taught = Recalled(made, vit, torch.device("cpu")).teach(held_out).cloned.argmax(1)
         assert (logits.argmax(1) == taught + 7).float().mean() > 0.8
     for adapter in read.config.adapters:
-        assert probe.run(read, adapter) == 0.0
+        assert read.run_probe(adapter) == 0.0
 
 
 def test_the_report_says_how_it_does_beside_the_source(made, vit):

@@ -222,7 +222,7 @@ class TestNumbers:
         """The target's answer stands, and the probe tells."""
         half = copy.deepcopy(target).half()
         clone = tiny_clone(tiny_model("resnet"), target)
-        for tensor in clone._tensors[WEIGHTS].values():
+        for tensor in clone.tensors[WEIGHTS].values():
             if tensor.dim() == 4:
                 tensor.mul_(2e3)
         alone = half(images().half())
@@ -230,7 +230,7 @@ class TestNumbers:
             logits = half(images().half())
             assert torch.equal(logits[:, : alone.shape[1]], alone)
             assert bool(logits[:, attachment.logit_slice].isneginf().all())
-            clone._tensors["probe.safetensors"].update(expected_logits(clone))
+            clone.tensors["probe.safetensors"].update(expected_logits(clone))
             with pytest.raises(ProbeError, match="bfloat16"):
                 attachment.verify()
 

@@ -90,7 +90,7 @@ def test_labels_that_stay_text(clone_folder, saved_clone, target, case):
     """What a reader of YAML, Markdown or a template would take for more is a name like any other, in the card too."""
     change(clone_folder, "classes/0/label", case)
     harmless(target, clone_folder, saved_clone)
-    page = ModelCard(card.render(Clone.from_pretrained(clone_folder)))
+    page = ModelCard(card.render(Clone.from_pretrained(clone_folder).config))
     assert page.data.library_name == "pnc-hub"
     assert any(case in tag for tag in page.data.tags)
     assert "<script>" not in page.text

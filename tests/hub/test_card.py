@@ -180,7 +180,7 @@ class TestBody:
     def test_nor_where_it_was_put_in_memory(self, clone_folder, text):
         clone = Clone.from_pretrained(clone_folder)
         clone.config.adapters[0].metrics["regime"] = text
-        found = card.render(clone)
+        found = card.render(clone.config)
         assert all(character.isprintable() or character == "\n" for character in found)
         assert ModelCard(found).data.library_name == "pnc-hub"
         assert len(found.splitlines()) == len(page_of(clone_folder).splitlines())
@@ -210,19 +210,19 @@ class TestBody:
 
     def test_one_class_is_not_several_and_the_source_alone_has_no_choice(self, clone_folder):
         clone = Clone.from_pretrained(clone_folder)
-        assert "# 3 classes cloned from" in card.render(clone)
+        assert "# 3 classes cloned from" in card.render(clone.config)
         clone.config.adapters[0].metrics = dict(METRICS)
         clone.config.classes = clone.config.classes[:1]
-        assert "# 1 class cloned from" in card.render(clone)
+        assert "# 1 class cloned from" in card.render(clone.config)
         assert "| the cloned classes (alone: among them only) | nothing to choose among | 87.5 % |" in card.render(
-            clone
+            clone.config
         )
 
     def test_in_regime_r2_other_images_are_called_that(self, clone_folder):
         clone = Clone.from_pretrained(clone_folder)
         clone.config.adapters[0].metrics = {**METRICS, "missed": 0.1, "diverted": 0.062, "regime": "R2", "ori": None}
-        assert "| images of other classes diverted to clone | 6.2 % |" in card.render(clone)
-        assert "6.2 % of other images get a new class." in card.render(clone)
+        assert "| images of other classes diverted to clone | 6.2 % |" in card.render(clone.config)
+        assert "6.2 % of other images get a new class." in card.render(clone.config)
 
     def test_where_it_fits_and_whose_licences(self, page):
         def change(config):
@@ -246,12 +246,12 @@ class TestBody:
         assert (
             f"model = ...  # the {made_for.architecture} with {made_for.num_classes} classes that this clone was made for; its"
             " weights are not on the Hub\n"
-        ) in card.render(clone)
-        assert "timm.create_model" not in card.render(clone)
-        assert 'pnc_hub.attach(model, "user/name@<commit>")' in card.render(clone)
-        assert 'pnc_hub.attach(model, "ann/birds@<commit>")' in card.render(clone, "ann/birds")
+        ) in card.render(clone.config)
+        assert "timm.create_model" not in card.render(clone.config)
+        assert 'pnc_hub.attach(model, "user/name@<commit>")' in card.render(clone.config)
+        assert 'pnc_hub.attach(model, "ann/birds@<commit>")' in card.render(clone.config, "ann/birds")
         for file, digest in clone.recorded.items():
-            assert f"| `{file}` | `{digest}` |" in card.render(clone)
+            assert f"| `{file}` | `{digest}` |" in card.render(clone.config)
             assert hashlib.sha256((clone_folder / file).read_bytes()).hexdigest() == digest
 
     def test_figures_are_shown_where_there_are_any(self, page, clone_folder):
@@ -273,19 +273,17 @@ class TestBody:
 
 
 class TestDatasets:
-    def test_they_are_recorded_and_stay_with_the_clone(self, clone_folder):
-        clone = Clone.from_pretrained(clone_folder)
-        card.name_datasets(clone, ["user/birds", "ILSVRC/imagenet-1k"])
-        read = Clone.from_pretrained(clone.save_pretrained(clone_folder.parent / "named"))
-        assert card.metadata(read).datasets == ["user/birds", "ILSVRC/imagenet-1k"]
+    def test_they_are_recorded_in_the_configuration_that_is_published(self, clone_folder):
+        config = Clone.from_pretrained(clone_folder).config
+        named = card.with_datasets(config, ["user/birds", "ILSVRC/imagenet-1k"])
+        assert card.metadata(named).datasets == ["user/birds", "ILSVRC/imagenet-1k"]
+        assert "datasets" not in config.adapters[0].metrics
 
     @pytest.mark.parametrize("names", [["a, b"], [], ["x\ny"], ["a" * 150, "b" * 150]])
     def test_what_can_not_be_recorded_is_refused(self, clone_folder, names):
-        clone = Clone.from_pretrained(clone_folder)
         with pytest.raises(ValueError, match=r"commas|characters|unprintable"):
-            card.name_datasets(clone, names)
-        assert "datasets" not in clone.config.adapters[0].metrics
+            card.with_datasets(Clone.from_pretrained(clone_folder).config, names)
 
 
 def page_of(folder: Path) -> str:
-    return card.render(Clone.from_pretrained(folder))
+    return card.render(Clone.from_pretrained(folder).config)

@@ -71,9 +71,11 @@ def main() -> None:
         batch = images(3)
         with torch.no_grad(), pnc_hub.attach(target, folder / "clone"):
             logits = target(batch)
-        files.write_tensors(folder / "target.safetensors", target.state_dict())
-        files.write_tensors(folder / "expected.safetensors", {"images": batch, "logits": logits})
-        files.write_json(folder / "made.json", {"architecture": architecture, "arguments": arguments, **place()})
+        (folder / "target.safetensors").write_bytes(files.tensor_bytes(target.state_dict()))
+        (folder / "expected.safetensors").write_bytes(files.tensor_bytes({"images": batch, "logits": logits}))
+        (folder / "made.json").write_bytes(
+            files.json_bytes({"architecture": architecture, "arguments": arguments, **place()})
+        )
 
 
 if __name__ == "__main__":

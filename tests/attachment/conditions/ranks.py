@@ -42,7 +42,7 @@ def step(wrapped: nn.Module, model: nn.Module, rank: int) -> dict:
     """One training step on this rank's half of the batch; then the clone is detached."""
     (attachment,) = pnc_hub.attachments(model)
     clone = attachment.clone
-    before = {name: value.clone() for name, value in clone._tensors["model.safetensors"].items()}
+    before = {name: value.clone() for name, value in clone.tensors["model.safetensors"].items()}
     with torch.no_grad():
         together = wrapped(images())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -60,7 +60,7 @@ def step(wrapped: nn.Module, model: nn.Module, rank: int) -> dict:
         "stepped": stepped,
         "alone": alone,
         "digest": battery.state_digest(model),
-        "frozen": all(torch.equal(value, before[name]) for name, value in clone._tensors["model.safetensors"].items()),
+        "frozen": all(torch.equal(value, before[name]) for name, value in clone.tensors["model.safetensors"].items()),
         "hooks": sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()),
         "num_classes": model.num_classes,
     }

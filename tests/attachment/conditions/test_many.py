@@ -31,7 +31,7 @@ def many():
     for number, clone in enumerate(clones):
         for entry in clone.config.classes:
             entry.label += f" {number}"
-        for tensors in clone._tensors.values():
+        for tensors in clone.tensors.values():
             for name, value in tensors.items():
                 if value.is_floating_point() and "running_var" not in name:
                     tensors[name] = value + 0.02 * torch.randn(value.shape, generator=generator)

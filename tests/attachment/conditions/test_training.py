@@ -18,7 +18,7 @@ LABELS = torch.tensor([0, 3, 8, 9])  # of the target and of the clone
 
 
 def tensors_of(clone):
-    return {(file, name): value for file, tensors in clone._tensors.items() for name, value in tensors.items()}
+    return {(file, name): value for file, tensors in clone.tensors.items() for name, value in tensors.items()}
 
 
 def gradients(model):
