@@ -21,25 +21,30 @@ from pnc_hub.models.tensors import tensors_of
 
 
 class Adapter(nn.Module):
-    """A linear map from a target's feature to the feature that the source's tail expects (a 1x1 convolution).
+    """A convolution from a target's feature to the feature that the source's tail expects; 1 x 1, a linear map at each place.
 
     Features of any layout are brought to [B, C, H, W], resized to the source's grid, mapped, and put into the source's
     layout. Class tokens of the source come from a second linear map of the image's mean feature.
     """
 
-    def __init__(self, target: InsertionPoint, source: InsertionPoint, device: Any = None) -> None:
-        """Maps features at ``target`` to features at ``source``; weights are uninitialised."""
+    def __init__(self, target: InsertionPoint, source: InsertionPoint, kernel: int = 1, device: Any = None) -> None:
+        """Maps features at ``target`` to features at ``source``, ``kernel`` (odd) places wide; weights are uninitialised."""
         super().__init__()
-        self.target, self.source = target, source
+        self.target, self.source, self.kernel = target, source, kernel
         kind = {"device": device, "dtype": torch.float32}
-        self.map = nn.Linear(target.channels, source.channels, **kind)
+        self.map: Any
+        if kernel == 1:
+            self.map = nn.Linear(target.channels, source.channels, **kind)
+        else:
+            self.map = nn.Conv2d(target.channels, source.channels, kernel, padding=kernel // 2, **kind)
         tokens = source.prefix_tokens
         self.prefix = nn.Linear(target.channels, tokens * source.channels, **kind) if tokens else None
 
     def forward(self, feature: Tensor) -> Tensor:
         """Target layout -> source layout, batch first."""
-        maps = resize(to_maps(feature, self.target), self.source.grid).permute(0, 2, 3, 1)
-        mapped: Tensor = self.map(maps)
+        maps = resize(to_maps(feature, self.target), self.source.grid)
+        last = maps.permute(0, 2, 3, 1)  # channels last, as a linear layer wants them
+        mapped: Tensor = self.map(last) if self.kernel == 1 else self.map(maps).permute(0, 2, 3, 1)
         if self.source.layout == "NHWC":
             return mapped
         if self.source.layout == "NC":
@@ -49,7 +54,7 @@ class Adapter(nn.Module):
         tokens = mapped.flatten(1, 2)
         if self.prefix is None:
             return tokens
-        prefix = self.prefix(maps.mean((1, 2))).unflatten(1, (self.source.prefix_tokens, self.source.channels))
+        prefix = self.prefix(last.mean((1, 2))).unflatten(1, (self.source.prefix_tokens, self.source.channels))
         return torch.cat([prefix, tokens], 1)
 
 

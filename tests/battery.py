@@ -60,7 +60,7 @@ def direct(model: nn.Module, clone: Clone, images: Tensor, insertion: str, name:
 
     with module.register_forward_hook(see):
         own = model(images).float()
-    adapter = next(a for a in clone.config.adapters if a.insertion.module == insertion and name in (None, a.name))
+    adapter = next(a for a in clone.config.adapters if a.insertion.name == insertion and name in (None, a.name))
     branch, gate = clone.build(adapter, Preprocess.of(model))
     logits, reject, features = branch(seen[insertion].float())
     evidence = torch.stack([own.logsumexp(1), own.amax(1), logits.logsumexp(1), logits.amax(1), reject], 1)

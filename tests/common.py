@@ -82,12 +82,13 @@ def _made(
     insertion: str | None = None,
     cut: str | None = None,
     keep: float | None = None,
+    kernel: int = 1,
     universal: bool = True,
     seed: int = 0,
 ) -> Clone:
     """A clone of ``labels`` (rows ``rows`` of the source's head) with random adapter and gate, from the middle by default.
 
-    ``family`` names the source's; ``keep`` prunes the tail to that share of its parameters.
+    ``family`` names the source's; ``keep`` prunes the tail to that share of its parameters; ``kernel`` is the adapter's.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -106,7 +107,7 @@ def _made(
             ]
             local = [(feature, torch.zeros(4, dtype=torch.long), torch.ones(4))]
             tail, head = prune(tail, head, after, local, int(keep * size))
-        module = CloneModule(Adapter(at, after), tail, head).eval().requires_grad_(False)
+        module = CloneModule(Adapter(at, after, kernel), tail, head).eval().requires_grad_(False)
         gates = _random_gate(head), _random_gate(head) if universal else None
         learned = Learned(module, *gates, at, after, 0.0)
         described = source_config(source, source_args(family), None, "apache-2.0", networks)

@@ -70,6 +70,11 @@ def edit(folder: Path, change: Callable[[dict], object]) -> None:
     (folder / "config.json").write_text(json.dumps(seal(config)))
 
 
+def drop(config: dict, place: int) -> None:
+    """Take the adapter at ``place`` out of a configuration."""
+    config["files"].pop(f"adapters/{config['adapters'].pop(place)['name']}.safetensors")
+
+
 def change_weights(folder: Path) -> Path:
     """Make a saved clone one that no Hub has seen."""
     path = folder / "model.safetensors"

@@ -19,7 +19,7 @@ ARGUMENTS = {"channels": (8, 16, 24, 32), "num_classes": 7, "stem_width": 8}
 
 def point(layout, channels, grid, prefix_tokens=0):
     grid = (1, 1) if layout == "NC" else grid
-    return InsertionPoint("here", 0, channels, 8, layout, grid, prefix_tokens if layout == "NLC" else 0)
+    return InsertionPoint("here", channels, 8, layout, grid, prefix_tokens if layout == "NLC" else 0)
 
 
 def numbered(at, batch=2):
@@ -67,6 +67,20 @@ def test_an_adapter_joins_any_two_layouts(given, wanted, grids):
         if wanted == "NLC":
             prefix = adapter.prefix(maps.mean((2, 3))).unflatten(1, (3, 6))
             assert_close(output[:, :3], prefix)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_wider_adapter_is_a_convolution_that_keeps_the_grid(layout, kernel):
+    target, source = point("NHWC", 5, (4, 4)), point(layout, 6, (4, 4), prefix_tokens=2)
+    adapter, feature = Adapter(target, source, kernel), torch.randn(2, 4, 4, 5)
+    with torch.no_grad():
+        output = adapter(feature)
+        maps = nn.functional.adaptive_avg_pool2d(feature.permute(0, 3, 1, 2), source.grid)
+        expected = nn.functional.conv2d(maps, adapter.map.weight, adapter.map.bias, padding=kernel // 2)
+    assert adapter.map.weight.shape == (6, 5, kernel, kernel)
+    assert output.shape == empty(source, batch=2).shape
+    assert_close(to_maps(output, source), expected)
 
 
 def test_features_of_other_sizes_come_out_at_the_sources_grid():

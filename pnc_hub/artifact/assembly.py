@@ -45,18 +45,18 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
     head = cast(nn.Linear, branch["head"])
     gate = Gate(head.in_features, device="meta")
     own = nn.ModuleDict({"gate": gate})
-    cut, point, at_input = config.cut.module, adapter.insertion.point(), adapter.insertion.module == INPUT
+    cut, point, at_input = config.cut, adapter.insertion, adapter.insertion.name == INPUT
     first: nn.Module
     if at_input:
         first = source.trunk(cut)
     else:
-        first = own["adapter"] = Adapter(point, source.point(cut), device="meta")
-    _try(first, point, f"adapter {adapter.name!r}", source, cut)
+        first = own["adapter"] = Adapter(point, source.point(cut), adapter.kernel, device="meta")
+    _try(first, point, f"adapter {adapter.name!r}", source, cut, adapter.kernel)
     _fill(branch, files.WEIGHTS, read)
     _fill(own, adapter.file, read)
     if at_input:
-        _fill(nn.ModuleDict({"prefix": first}), files.PREFIX, read)
-        first = nn.Sequential(Reprocess(given, config.preprocess.value()), first)
+        _fill(nn.ModuleDict({"trunk": first}), files.TRUNK, read)
+        first = nn.Sequential(Reprocess(given, config.preprocess), first)
     module = CloneModule(first, branch["tail"], head)
     _check_numbers(module, point)
     return module.requires_grad_(False).eval(), gate.requires_grad_(False).eval()
@@ -99,8 +99,8 @@ def _source(config: CloneConfig) -> Architecture:
         )
     arguments = named.arguments()
     try:
-        source = Architecture.of(named.architecture, arguments, config.preprocess.value().input_size)
-        source.point(config.cut.module)
+        source = Architecture.of(named.architecture, arguments, config.preprocess.input_size)
+        source.point(config.cut)
     except Exception as error:  # arguments that do not go together fail in as many ways as timm has constructors
         raise MalformedArtifactError(
             f"its source {named.architecture!r} with {named.model_args!s:.200} can not be rebuilt and cut"
@@ -116,7 +116,7 @@ def _branch(config: CloneConfig, source: Architecture) -> nn.ModuleDict:
         raise MalformedArtifactError(
             f"a source_index is beyond the source's {source.num_classes} classes", file=files.CONFIG
         )
-    cut, rows = config.cut.module, len(config.classes) + 1  # one row is for the reject logit
+    cut, rows = config.cut, len(config.classes) + 1  # one row is for the reject logit
     head = nn.Linear(source.features, rows, device="meta", dtype=torch.float32)
     branch = nn.ModuleDict({"tail": source.tail(cut), "head": head})
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 MAX_CLASSES = 100_000
 MAX_SIDE = 2048
 MAX_TEXT = 200
+MAX_ROWS = 100  # of a measured series: it is drawn or written as a table
 
 # Constructor arguments of timm architectures that an artifact may name, with the largest integer each may hold.
 _SIZES = (
@@ -46,28 +47,37 @@ def matching(pattern: str, what: str) -> Callable[[str | None], None]:
 
 
 def between(low: float, high: float) -> Callable[[Any], None]:
-    """A check that a number, or every number of a list, is in ``[low, high]``."""
+    """A check that a number is in ``[low, high]``."""
 
     def check(value: Any) -> None:
-        for number in value if isinstance(value, list) else (value,):
-            if not low <= number <= high:
-                raise ValueError(f"{number!r:.40} is not between {low} and {high}")
+        if not low <= value <= high:
+            raise ValueError(f"{value!r:.40} is not between {low} and {high}")
 
     return check
 
 
-def values(check: Callable[[Any], None]) -> Callable[[dict[str, Any]], None]:
-    """A check that every value of a dictionary passes ``check``."""
+def one_of(allowed: Sequence[Any]) -> Callable[[Any], None]:
+    """A check that a value is among those ``allowed``."""
 
-    def each(value: dict[str, Any]) -> None:
-        for item in value.values():
+    def check(value: Any) -> None:
+        if value not in allowed:
+            raise ValueError(f"{value!r:.40} is none of {', '.join(map(str, allowed))}")
+
+    return check
+
+
+def each(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A check that every value of a dictionary, or every item of a sequence, passes ``check``."""
+
+    def check_each(value: Any) -> None:
+        for item in value.values() if isinstance(value, dict) else value:
             check(item)
 
-    return each
+    return check_each
 
 
 def model_args(value: dict[str, Any]) -> None:
-    """Constructor arguments of a source: only those listed, with values that can not take long or fill the memory."""
+    """Constructor arguments of a source: only those listed, with values that cannot take long or fill the memory."""
     for name, argument in value.items():
         if name not in MODEL_ARGS:
             raise ValueError(f"{name!r:.80} is no model argument that an artifact may set")
@@ -98,6 +108,17 @@ def metrics(value: dict[str, Any]) -> None:
                 text(item)
         elif item is not None and not (isinstance(item, (int, float)) and math.isfinite(item)):
             raise ValueError(f"metric {name} is {item!r:.40}")
+
+
+def series(value: dict[str, dict[str, list[Any]]]) -> None:
+    """Tables by name, and in them columns by name, equally long: measurements as ``metrics`` allows."""
+    for name, table in value.items():
+        word(name)
+        lengths = {len(column) for column in table.values()}
+        if len(lengths) != 1 or max(lengths) > MAX_ROWS:
+            raise ValueError(f"series {name} needs columns of one length, at most {MAX_ROWS}")
+        for row in zip(*table.values(), strict=True):
+            metrics(dict(zip(table, row, strict=True)))
 
 
 module_path = matching(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "module path")

@@ -7,10 +7,11 @@ import hashlib
 import json
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
-from huggingface_hub.dataclasses import strict, validated_field
+from huggingface_hub.dataclasses import strict, type_validator, validated_field
 from huggingface_hub.errors import StrictDataclassError
 
 from pnc_hub.artifact import checks, files
@@ -22,6 +23,36 @@ from pnc_hub.models.preprocess import Preprocess
 FORMAT_VERSION = 1
 LIBRARY_NAME = "pnc-hub"
 MAX_ADAPTERS = 200  # each is compared with the target's weights when the clone is attached
+KERNELS = (1, 3, 5)
+
+
+def _fields(**allowed: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A check that each field of a value object is of its type and passes; ``models`` makes these without asking."""
+
+    def check(value: Any) -> None:
+        hints = typing.get_type_hints(type(value))
+        for name, passes in allowed.items():
+            type_validator(name, getattr(value, name), hints[name])
+            passes(getattr(value, name))
+
+    return check
+
+
+_INSERTION = _fields(
+    name=checks.module_path,
+    channels=checks.size,
+    reduction=checks.size,
+    layout=checks.one_of(LAYOUTS),
+    grid=checks.each(checks.between(1, checks.MAX_SIDE)),
+    prefix_tokens=checks.between(0, 4096),
+)
+_PREPROCESS = _fields(
+    input_size=checks.each(checks.between(1, checks.MAX_SIDE)),
+    mean=checks.each(checks.between(-1e3, 1e3)),
+    std=checks.each(checks.between(1e-6, 1e3)),
+    interpolation=checks.word,
+    crop_pct=checks.between(1e-3, 10.0),
+)
 
 
 @strict
@@ -33,21 +64,12 @@ class SourceConfig:
     revision: str | None = validated_field(checks.commit)
     architecture: str = validated_field(checks.architecture)
     model_args: dict[str, Any] = validated_field(checks.model_args)
-    fingerprint: dict[str, str] = validated_field(checks.values(checks.sha256))
+    fingerprint: dict[str, str] = validated_field(checks.each(checks.sha256))
     license: str = validated_field(checks.word)
 
     def arguments(self) -> dict[str, Any]:
         """``model_args`` as timm's constructors take them: tuples where JSON has lists."""
         return {name: tuple(value) if isinstance(value, list) else value for name, value in self.model_args.items()}
-
-
-@strict
-@dataclass
-class CutConfig:
-    """The module of the source after which the tail begins."""
-
-    module: str = validated_field(checks.module_path)
-    index: int = validated_field(checks.between(0, 0))
 
 
 @strict
@@ -61,121 +83,64 @@ class ClassConfig:
 
 @strict
 @dataclass
-class PreprocessConfig:
-    """The source's image convention."""
-
-    input_size: list[int] = validated_field(checks.between(1, checks.MAX_SIDE))
-    mean: list[float] = validated_field(checks.between(-1e3, 1e3))
-    std: list[float] = validated_field(checks.between(1e-6, 1e3))
-    interpolation: str = validated_field(checks.word)
-    crop_pct: float = validated_field(checks.between(1e-3, 10.0))
-
-    def validate_lengths(self) -> None:
-        """Three sizes, and a mean and standard deviation per channel."""
-        if len(self.input_size) != 3 or {len(self.mean), len(self.std)} != {self.input_size[0]}:
-            raise ValueError("input_size needs three numbers, mean and std one per channel")
-
-    @classmethod
-    def from_value(cls, value: Preprocess) -> "PreprocessConfig":
-        """The same as lists."""
-        return cls(list(value.input_size), list(value.mean), list(value.std), value.interpolation, value.crop_pct)
-
-    def value(self) -> Preprocess:
-        """The same as a value object."""
-        size = (self.input_size[0], self.input_size[1], self.input_size[2])
-        return Preprocess(size, tuple(self.mean), tuple(self.std), self.interpolation, self.crop_pct)
-
-
-@strict
-@dataclass
 class TailConfig:
     """What pruning changed of the tail and head: tensor shapes, and the integer attributes of their layers."""
 
-    shapes: dict[str, list[int]] = validated_field(checks.values(checks.size), default_factory=dict)
-    attributes: dict[str, dict[str, int]] = validated_field(
-        checks.values(checks.values(checks.size)), default_factory=dict
-    )
+    shapes: dict[str, list[int]] = validated_field(checks.each(checks.each(checks.size)), default_factory=dict)
+    attributes: dict[str, dict[str, int]] = validated_field(checks.each(checks.each(checks.size)), default_factory=dict)
 
 
 @strict
 @dataclass
 class TargetConfig:
-    """The target that an adapter was made for."""
+    """The target that an adapter was made for.
+
+    ``trunk`` names its modules, parameters and buffers up to the insertion point; ``fingerprint`` is that of these.
+    """
 
     hub_id: str | None = validated_field(checks.hub_id)
     revision: str | None = validated_field(checks.commit)
     architecture: str | None = validated_field(checks.architecture)
-    fingerprint: dict[str, str] = validated_field(checks.values(checks.sha256))
+    fingerprint: dict[str, str] = validated_field(checks.each(checks.sha256))
     num_classes: int = validated_field(checks.between(1, checks.MAX_CLASSES))
-
-
-@strict
-@dataclass(kw_only=True)
-class InsertionConfig:
-    """Where the target is read, and which of its modules and parameters come before."""
-
-    module: str = validated_field(checks.module_path)
-    index: int = validated_field(checks.between(0, 0))
-    channels: int = validated_field(checks.size)
-    reduction: int = validated_field(checks.size)
-    layout: str = field()
-    grid: list[int] = validated_field(checks.between(1, checks.MAX_SIDE))
-    prefix_tokens: int = validated_field(checks.between(0, 4096))
-    trunk: list[str] = field(default_factory=list)
-
-    def validate_fields(self) -> None:
-        """The layout is known, the grid has two sides, the trunk is a list of paths, and only the input has none."""
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout {self.layout!r:.20} is none of {', '.join(LAYOUTS)}")
-        if len(self.grid) != 2:
-            raise ValueError(f"grid has {len(self.grid)} sides instead of 2")
-        for name in self.trunk:
-            checks.module_path(name)
-        if bool(self.trunk) == (self.module == INPUT):
-            raise ValueError("a trunk is listed exactly where the insertion point is not the input")
-
-    @classmethod
-    def of(cls, point: InsertionPoint, trunk: list[str]) -> "InsertionConfig":
-        """The configuration of ``point``."""
-        return cls(
-            module=point.name,
-            index=point.index,
-            channels=point.channels,
-            reduction=point.reduction,
-            layout=point.layout,
-            grid=list(point.grid),
-            prefix_tokens=point.prefix_tokens,
-            trunk=trunk,
-        )
-
-    def point(self) -> InsertionPoint:
-        """The same as a value object."""
-        grid = (self.grid[0], self.grid[1])
-        return InsertionPoint(
-            self.module, self.index, self.channels, self.reduction, self.layout, grid, self.prefix_tokens
-        )
+    trunk: list[str] = validated_field(checks.each(checks.module_path))
 
 
 @strict
 @dataclass(kw_only=True)
 class AdapterConfig:
-    """An adapter and gate for one target; ``target`` is None for the universal one, at the input of any target."""
+    """An adapter and gate for one target; ``target`` is None for the universal one, at the input of any target.
+
+    Attributes:
+        name: of the adapter, and of its file.
+        target: the model that it was made for.
+        insertion: where the target is read.
+        kernel: width of the convolution that the adapter is.
+        metrics: what was measured: name -> number, text or None.
+        series: what was measured more than once: table -> column -> a value per row.
+    """
 
     name: str = validated_field(checks.matching(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}", "adapter name"))
     target: TargetConfig | None
-    insertion: InsertionConfig
-    file: str
-    sha256: str = validated_field(checks.matching(r"([0-9a-f]{64})?", "sha256"))
+    insertion: InsertionPoint = validated_field(_INSERTION)
+    kernel: int = validated_field(checks.one_of(KERNELS), default=1)
     metrics: dict[str, Any] = validated_field(checks.metrics, default_factory=dict)
+    series: dict[str, dict[str, list[Any]]] = validated_field(checks.series, default_factory=dict)
 
-    def validate_file(self) -> None:
-        """The file is named for the adapter, and a universal adapter reads the input."""
-        if self.file != f"adapters/{self.name}.safetensors":
-            raise ValueError(
-                f"adapter {self.name!r} must be in adapters/{self.name}.safetensors, not {self.file!r:.80}"
-            )
-        if self.target is None and self.insertion.module != INPUT:
+    @property
+    def file(self) -> str:
+        """Where its tensors are."""
+        return f"adapters/{self.name}.safetensors"
+
+    def validate_insertion(self) -> None:
+        """Only the input has no trunk and no adapter before it, and nothing else suits every target."""
+        at_input = self.insertion.name == INPUT
+        if self.target is None and not at_input:
             raise ValueError(f"adapter {self.name!r} names no target and is not at the input")
+        if self.target is not None and bool(self.target.trunk) == at_input:
+            raise ValueError("a trunk is listed exactly where the insertion point is not the input")
+        if at_input and self.kernel != 1:
+            raise ValueError("at the input there is no adapter that could have a kernel")
 
 
 @strict
@@ -190,18 +155,18 @@ class ProbeConfig:
 @strict
 @dataclass(kw_only=True)
 class CloneConfig:
-    """Everything that ``config.json`` says."""
+    """Everything that ``config.json`` says; ``cut`` is the module of the source after which the tail begins."""
 
     format_version: int
     library_name: str
     pnc_hub_version: str = validated_field(checks.matching(r"[0-9A-Za-z.+\-]{1,40}", "version"))
     source: SourceConfig
-    cut: CutConfig
+    cut: str = validated_field(checks.module_path)
     classes: list[ClassConfig]
-    preprocess: PreprocessConfig
+    preprocess: Preprocess = validated_field(_PREPROCESS)
     tail: TailConfig
     adapters: list[AdapterConfig]
-    files: dict[str, str] = validated_field(checks.values(checks.sha256))
+    files: dict[str, str] = validated_field(checks.each(checks.sha256))
     probe: ProbeConfig
 
     def validate_classes(self) -> None:
@@ -221,9 +186,15 @@ class CloneConfig:
         if not 1 <= len(names) <= MAX_ADAPTERS or len(set(names)) != len(names):
             raise ValueError(f"adapters must be 1 to {MAX_ADAPTERS} and have different names, found {names!r:.80}")
 
+    def validate_preprocess(self) -> None:
+        """A mean and a standard deviation for each channel."""
+        if {len(self.preprocess.mean), len(self.preprocess.std)} != {self.preprocess.input_size[0]}:
+            raise ValueError("preprocess needs as many values of mean and std as input_size has channels")
+
     def validate_files(self) -> None:
-        """Only files that a clone has beside its adapters."""
-        unknown = sorted(self.files.keys() - {files.CONFIG, files.WEIGHTS, files.PREFIX, files.PROBE})
+        """Only files that a clone has."""
+        adapters = {adapter.file for adapter in self.adapters}
+        unknown = sorted(self.files.keys() - {files.CONFIG, files.WEIGHTS, files.TRUNK, files.PROBE} - adapters)
         if unknown:
             raise ValueError(f"a clone has no file {unknown[0]!r:.80}")
 
@@ -232,14 +203,9 @@ class CloneConfig:
         """Names of the cloned classes, in the order of their logits."""
         return tuple(entry.label for entry in self.classes)
 
-    @property
-    def recorded(self) -> dict[str, str]:
-        """sha256 by name of every file but the configuration and the page."""
-        return {**{adapter.file: adapter.sha256 for adapter in self.adapters}, **self.files}
-
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists, as written to JSON, sealed."""
-        return seal(asdict(self))
+        return seal(asdict(self, dict_factory=_as_json))
 
     @classmethod
     def from_dict(cls, values: Any) -> "CloneConfig":
@@ -287,6 +253,8 @@ def _parse(kind: Any, value: Any, place: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         inner = [option for option in typing.get_args(kind) if option is not type(None)]
         return None if value is None else _parse(inner[0], value, place)
+    if origin is tuple and isinstance(value, list):
+        return tuple(value)
     if origin is list and is_dataclass(typing.get_args(kind)[0]):
         if not isinstance(value, list):
             raise TypeError(f"{place} is a {type(value).__name__} instead of a list")
@@ -302,6 +270,10 @@ def _parse(kind: Any, value: Any, place: str) -> Any:
     hints = typing.get_type_hints(kind)
     made: Any = kind
     return made(**{name: _parse(hints[name], value[name], f"{place}.{name}") for name in names})
+
+
+def _as_json(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
 
 
 def _one_line(error: Exception) -> str:

@@ -98,7 +98,7 @@ class Contents:
     @property
     def recorded(self) -> dict[str, str]:
         """sha256 by name, as the configuration records them."""
-        return self.config.recorded
+        return self.config.files
 
     @property
     def digests(self) -> dict[str, str]:
@@ -201,7 +201,7 @@ class Contents:
         shipped["logits"].copy_(self._answer(adapter, shipped))
 
     def _answer(self, adapter: AdapterConfig, shipped: dict[str, Tensor]) -> Tensor:
-        module, _ = self.build(adapter, self.config.preprocess.value())
+        module, _ = self.build(adapter, self.config.preprocess)
         logits: Tensor = module(shipped["feature"])[0]
         return logits
 
@@ -221,7 +221,7 @@ class Contents:
     def load(self) -> None:
         """Have every file's tensors in memory, each verified, so that the artifact can be written again."""
         for adapter in self.config.adapters:
-            self.build(adapter, self.config.preprocess.value())
+            self.build(adapter, self.config.preprocess)
             self.probe(adapter)
 
     def nbytes(self, *names: str) -> int:
@@ -245,9 +245,7 @@ class Contents:
         written = {file: files.tensor_bytes(tensors) for file, tensors in self.tensors.items()}
         digests = {file: digest for file, digest in self.recorded.items() if file in kept}
         digests |= {file: hashlib.sha256(content).hexdigest() for file, content in written.items()}
-        adapters = [replace(entry, sha256=digests.get(entry.file, entry.sha256)) for entry in self.config.adapters]
-        shared = {file: digest for file, digest in sorted(digests.items()) if not file.startswith("adapters/")}
-        config = replace(self.config, adapters=adapters, files=shared)
+        config = replace(self.config, files=dict(sorted(digests.items())))
         return config, {**written, files.CONFIG: files.json_bytes(config.to_dict())}
 
     def _digest(self, file: str) -> str:

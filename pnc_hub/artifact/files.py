@@ -23,11 +23,11 @@ from pnc_hub.errors import CloneNotFoundError, IntegrityError, MalformedArtifact
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-PREFIX = "prefix.safetensors"
+TRUNK = "trunk.safetensors"
 PROBE = "probe.safetensors"
 CARD = "README.md"
 _OURS = re.compile(
-    r"config\.json|README\.md|(model|prefix|probe)\.safetensors|adapters(/[^/]+\.safetensors)?|figures(/[^/]+\.png)?"
+    r"config\.json|README\.md|(model|trunk|probe)\.safetensors|adapters(/[^/]+\.safetensors)?|figures(/[^/]+\.png)?"
 )
 
 MAX_CONFIG_BYTES = 4 << 20

@@ -40,7 +40,7 @@ def expected(config: CloneConfig, found: dict[str, TensorSpec]) -> dict[str, Ten
         image = found.get(f"{adapter.name}/image")
         count, channels = image.shape[:2] if image is not None and len(image.shape) == 4 else (1, 1)
         count, channels = min(max(count, 1), MAX_INPUTS), min(max(channels, 1), MAX_CHANNELS)
-        feature = tuple(empty(adapter.insertion.point(), count, device="meta").shape)
+        feature = tuple(empty(adapter.insertion, count, device="meta").shape)
         specs[f"{adapter.name}/image"] = TensorSpec((count, channels, SIDE, SIDE), torch.float32)
         specs[f"{adapter.name}/feature"] = TensorSpec(feature, torch.float32)
         specs[f"{adapter.name}/logits"] = TensorSpec((count, len(config.classes)), torch.float32)

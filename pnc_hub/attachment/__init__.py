@@ -35,7 +35,7 @@ class Attachment:
 
     def __init__(self, clone: Clone, adapter: AdapterConfig, branch: Branch) -> None:
         """Made by ``attach``."""
-        self.labels, self.insertion = clone.labels, adapter.insertion.module
+        self.labels, self.insertion = clone.labels, adapter.insertion.name
         self.revision, self.fired = clone.revision, False
         self._disabled = 0  # how many blocks of ``disabled`` it is in
         self._patch: patch.Patch | None = None

@@ -63,12 +63,12 @@ class Branch:
 
     def _check(self, feature: Tensor) -> None:
         point = self.adapter.insertion
-        if point.module == INPUT:  # images are checked as such, and grey ones are given colours
+        if point.name == INPUT:  # images are checked as such, and grey ones are given colours
             return
         axis = {"NCHW": 1, "NC": 1, "NHWC": 3, "NLC": 2}[point.layout]
         if feature.dim() != len(point.layout) or feature.shape[axis] != point.channels:
             raise InsertionPointError(
-                f"the clone reads {point.layout} features with {point.channels} channels at {point.module!r}, found"
+                f"the clone reads {point.layout} features with {point.channels} channels at {point.name!r}, found"
                 f" {list(feature.shape)}; have an adapter made for this model"
             )
 
@@ -100,14 +100,14 @@ class Branch:
 
         module, gate = self._parts[:2]
         own: dict[str, nn.Module] = {"gate": gate}
-        if self.adapter.insertion.module != INPUT:
+        if self.adapter.insertion.name != INPUT:
             own["adapter"] = module.adapter
         changed = {
             files.WEIGHTS: nn.ModuleDict({"tail": module.tail, "head": module.head}),
             self.adapter.file: nn.ModuleDict(own),
         }
-        if self.adapter.insertion.module == INPUT:
-            changed[files.PREFIX] = nn.ModuleDict({"prefix": cast(nn.Sequential, module.adapter)[1]})
+        if self.adapter.insertion.name == INPUT:
+            changed[files.TRUNK] = nn.ModuleDict({"trunk": cast(nn.Sequential, module.adapter)[1]})
         config, tensors = copy.deepcopy(self.clone.config), self.clone.all_tensors()
         for file, part in changed.items():
             now = tensors_of(part)

@@ -160,7 +160,7 @@ def _examine(model: nn.Module, clone: Clone, found: Compatibility) -> None:
         adapter = plan.choose_adapter(inside, clone, "error", digests=digests)
     del found.others[adapter.name]
     found.warnings = tuple(str(warning.message) for warning in told)
-    found.adapter, found.universal, found.insertion = adapter.name, adapter.target is None, adapter.insertion.module
+    found.adapter, found.universal, found.insertion = adapter.name, adapter.target is None, adapter.insertion.name
     found.metrics = dict(adapter.metrics)
     present = attachments(inside)
     found.collisions = tuple(label for label, _ in plan.collisions(inside, clone, present))
@@ -181,10 +181,10 @@ def _measure(model: nn.Module, clone: Clone, adapter: AdapterConfig, found: Comp
         module.to(plan.reference(model, adapter).dtype)
     module = module.to("meta", torch.float32)
     image = torch.empty(1, *given.input_size, device="meta")
-    at_input = adapter.insertion.module == INPUT
+    at_input = adapter.insertion.name == INPUT
     found.bytes, found.download = outline.bytes, outline.download
     found.parameters = sum(parameter.numel() for part in (module, gate) for parameter in part.parameters())
-    found.macs = macs(module, image if at_input else empty(adapter.insertion.point(), device="meta"))
+    found.macs = macs(module, image if at_input else empty(adapter.insertion, device="meta"))
 
 
 def _why_not(model: nn.Module, clone: Clone, adapter: AdapterConfig, digests: dict[str, bytes]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pnc_hub.artifact.config import AdapterConfig, InsertionConfig
+from pnc_hub.artifact.config import AdapterConfig
 from pnc_hub.attachment import probing
 from pnc_hub.attachment.patch import patch_of
 from pnc_hub.errors import (
@@ -23,7 +23,7 @@ from pnc_hub.errors import (
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.classifier import as_classifier, pretrained_cfg
 from pnc_hub.models.fingerprint import matches
-from pnc_hub.models.insertion import INPUT, is_grid
+from pnc_hub.models.insertion import INPUT, InsertionPoint, is_grid
 from pnc_hub.models.labels import class_names, same_label
 from pnc_hub.models.preprocess import Preprocess, input_size
 from pnc_hub.models.skeleton import Skeleton
@@ -108,10 +108,10 @@ def choose_adapter(
         target, insertion = adapter.target, adapter.insertion
         if target is None:
             continue
-        at_input = insertion.module == INPUT
+        at_input = insertion.name == INPUT
         if at_input and (architecture, width) == (target.architecture, target.num_classes):
             return adapter
-        if insertion.module in names and matches(model, insertion.trunk, target.fingerprint, digests):
+        if insertion.name in names and matches(model, target.trunk, target.fingerprint, digests):
             _check_tokens(model, insertion)
             return adapter
     universal = next((adapter for adapter in among if adapter.target is None), None)
@@ -129,12 +129,12 @@ def choose_adapter(
     return universal
 
 
-def _check_tokens(model: nn.Module, insertion: InsertionConfig) -> None:
+def _check_tokens(model: nn.Module, insertion: InsertionPoint) -> None:
     """Tokens do not tell how they are arranged; taken for a map of other proportions they would give a wrong answer."""
     size = input_size(model)
-    if insertion.layout == "NLC" and not is_grid(tuple(insertion.grid), size):
+    if insertion.layout == "NLC" and not is_grid(insertion.grid, size):
         raise InsertionPointError(
-            f"the clone reads tokens at {insertion.module!r} as a map of {insertion.grid}, and the images of this"
+            f"the clone reads tokens at {insertion.name!r} as a map of {insertion.grid}, and the images of this"
             f" {type(model).__name__} are {size[1]} high and {size[2]} wide; have an adapter made for this model"
         )
 
@@ -144,14 +144,14 @@ def _forced_adapter(
 ) -> AdapterConfig:
     points = Skeleton(model).points
     for adapter in made_for:
-        if points.get(adapter.insertion.module) == adapter.insertion.point():
+        if points.get(adapter.insertion.name) == adapter.insertion:
             warnings.warn(
                 f"{_mismatch(model, [adapter], architecture)} {_how_far_off(model, clone, adapter)} It is attached all the"
                 " same, as asked: measure it first.",
                 stacklevel=4,
             )
             return adapter
-    wanted = ", ".join(f"{a.insertion.module} ({a.insertion.channels} channels)" for a in made_for)
+    wanted = ", ".join(f"{a.insertion.name} ({a.insertion.channels} channels)" for a in made_for)
     raise InsertionPointError(
         f"the clone reads {wanted or 'the input'}, and {type(model).__name__} has no such insertion point;"
         f" its insertion points are {', '.join(points)}"
@@ -169,7 +169,7 @@ def _how_far_off(model: nn.Module, clone: Clone, adapter: AdapterConfig) -> str:
 
 
 def _mismatch(model: nn.Module, made_for: list[AdapterConfig], architecture: str | None) -> str:
-    places = (f"{a.target.hub_id or a.target.architecture} (at {a.insertion.module})" for a in made_for if a.target)
+    places = (f"{a.target.hub_id or a.target.architecture} (at {a.insertion.name})" for a in made_for if a.target)
     names = list(dict.fromkeys(places))
     targets = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     return (
@@ -197,7 +197,7 @@ def collisions(model: nn.Module, clone: Clone, present_clones: Iterable[Attachme
 
 def reference(model: nn.Module, adapter: AdapterConfig) -> torch.Tensor:
     """A weight near the insertion point: where, and in which dtype, features of ``model`` are to be expected."""
-    near = model.get_submodule("" if adapter.insertion.module == INPUT else adapter.insertion.module)
+    near = model.get_submodule("" if adapter.insertion.name == INPUT else adapter.insertion.name)
     return next(near.parameters(), next(model.parameters(), torch.zeros(())))
 
 

@@ -33,7 +33,7 @@ def feature_error(model: nn.Module, clone: Clone, adapter: AdapterConfig, size: 
         adapter: one of its adapters, made for a target.
         size: (C, H, W) of the target's images.
     """
-    if adapter.insertion.module == INPUT:
+    if adapter.insertion.name == INPUT:
         return 0.0
     shipped, seen = clone.probe(adapter), []
     if shipped["image"].shape[1] != size[0]:
@@ -44,7 +44,7 @@ def feature_error(model: nn.Module, clone: Clone, adapter: AdapterConfig, size: 
         seen.append(output.clone())
         raise _EnoughError
 
-    handle = model.get_submodule(adapter.insertion.module).register_forward_hook(read)
+    handle = model.get_submodule(adapter.insertion.name).register_forward_hook(read)
     try:
         # eagerly, because a compiled graph would not see the hook
         with suppress(_EnoughError), torch.compiler.set_stance("force_eager"):
@@ -73,7 +73,7 @@ def verify(model: nn.Module, branch: Branch, end: int, run_as: Callable[[Tensor]
     Raises:
         ProbeError: one of them does not.
     """
-    kind, insertion, size = type(model).__name__, branch.adapter.insertion.module, branch.given.input_size
+    kind, insertion, size = type(model).__name__, branch.adapter.insertion.name, branch.given.input_size
     difference = branch.clone.run_probe(branch.adapter)
     reference = next(model.parameters(), torch.zeros(()))
     error = feature_error(model, branch.clone, branch.adapter, size)

@@ -209,7 +209,7 @@ def _report(result: Clone, learned: Learned, networks: Networks, prepared: Batch
         "kept_parameters": learned.parameters(),
         "source_parameters": networks.parameters,
         "bytes": result.nbytes(files.WEIGHTS, adapter.file),
-        "prefix_bytes": result.nbytes(files.PREFIX),
+        "trunk_bytes": result.nbytes(files.TRUNK),
         "match": learned.match,
         **learned.stages,
         "images": prepared.used,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -18,9 +18,6 @@ from pnc_hub.artifact.config import (
     AdapterConfig,
     ClassConfig,
     CloneConfig,
-    CutConfig,
-    InsertionConfig,
-    PreprocessConfig,
     ProbeConfig,
     SourceConfig,
     TailConfig,
@@ -37,7 +34,7 @@ from pnc_hub.models.cost import macs
 from pnc_hub.models.fingerprint import fingerprint
 from pnc_hub.models.insertion import INPUT, empty
 from pnc_hub.models.tensors import put_tensors, tensors_of
-from pnc_hub.module import CloneModule
+from pnc_hub.module import Adapter, CloneModule
 
 UNIVERSAL = "universal"
 TOLERANCE = 1e-3
@@ -85,9 +82,9 @@ def package(
     tensors = {files.WEIGHTS: _owned(branch), made.file: own}
     if learned.universal_gate is not None:
         point = networks.source.skeleton.point(INPUT)
-        adapters.append(_entry(UNIVERSAL, None, InsertionConfig.of(point, [])))
+        adapters.append(AdapterConfig(name=UNIVERSAL, target=None, insertion=point))
         tensors[adapters[1].file] = _owned(nn.ModuleDict({"gate": learned.universal_gate}))
-        tensors[files.PREFIX] = _owned(nn.ModuleDict({"prefix": networks.trunk(learned.cut.name)}))
+        tensors[files.TRUNK] = _owned(nn.ModuleDict({"trunk": networks.trunk(learned.cut.name)}))
     whole = nn.ModuleDict(
         {"tail": networks.tail(learned.cut.name), "head": nn.Linear(networks.width, module.head.out_features)}
     )
@@ -97,9 +94,9 @@ def package(
         library_name=LIBRARY_NAME,
         pnc_hub_version=__version__,
         source=source,
-        cut=CutConfig(learned.cut.name, 0),
+        cut=learned.cut.name,
         classes=[ClassConfig(label, index) for label, index in classes.items()],
-        preprocess=PreprocessConfig.from_value(networks.source.preprocess),
+        preprocess=networks.source.preprocess,
         tail=TailConfig(shapes, attributes),
         adapters=adapters,
         files={},
@@ -154,14 +151,15 @@ def _made_for(
     trunk = reader.skeleton.trunk_names(learned.insertion.name)
     cfg = pretrained_cfg(target)
     architecture, weights = cfg.get("architecture"), fingerprint(target, trunk)
-    made_for = TargetConfig(target_id, None, architecture, weights, as_classifier(reader.model).num_classes)
+    made_for = TargetConfig(target_id, None, architecture, weights, as_classifier(reader.model).num_classes, trunk)
     name = name or f"{architecture or 'target'}-{weights['float32'][:8]}"
     own = nn.ModuleDict({"gate": learned.gate, "adapter": learned.module.adapter})
-    entry = _entry(name, made_for, InsertionConfig.of(learned.insertion, trunk))
-    entry.metrics = {
+    metrics = {
         "macs": macs(learned.module, empty(learned.insertion)),
         "target_license": _license(cfg.get("license")),
     }
+    kernel = cast(Adapter, learned.module.adapter).kernel
+    entry = AdapterConfig(name=name, target=made_for, insertion=learned.insertion, kernel=kernel, metrics=metrics)
     return entry, _owned(own)
 
 
@@ -175,19 +173,13 @@ def _license(named: Any) -> str | None:
     return name
 
 
-def _entry(name: str, target: TargetConfig | None, insertion: InsertionConfig) -> AdapterConfig:
-    return AdapterConfig(
-        name=name, target=target, insertion=insertion, file=f"adapters/{name}.safetensors", sha256="", metrics={}
-    )
-
-
 @torch.inference_mode()
 def _probe(clone: Clone, adapter: AdapterConfig, reader: Reader, module: CloneModule | None) -> dict[str, Tensor]:
     """An input and what is made of it; the clone built back must answer as the learned ``module`` does, if one is given."""
-    size, point = reader.preprocess.input_size, adapter.insertion.module
+    size, point = reader.preprocess.input_size, adapter.insertion.name
     image = probe.pattern(2, size[0])
     feature = reader(probe.enlarge(image, size).to(next(reader.model.parameters()).device), [point])[1][point].cpu()
-    logits = clone.build(adapter, clone.config.preprocess.value())[0](feature)[0]
+    logits = clone.build(adapter, clone.config.preprocess)[0](feature)[0]
     if module is not None and not _close(logits, module(feature)[0]):
         raise SourceError("the pruned tail can not be rebuilt from its configuration; please report this architecture")
     found = {"image": image, "feature": feature, "logits": logits}

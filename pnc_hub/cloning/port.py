@@ -171,9 +171,9 @@ class Recalled:
         module, gate = clone.build(universal, self.target.preprocess)
         self.module, self.gate = module.to(device), gate.to(device)
         named = config.source
-        size = config.preprocess.value().input_size
+        size = config.preprocess.input_size
         source = Architecture.of(named.architecture, named.arguments(), size)
-        self.cut = source.point(config.cut.module)
+        self.cut = source.point(config.cut)
         self.odds = (source.num_classes - len(clone.labels)) / len(clone.labels)
 
     def teach(self, images: Tensor, cuts: Collection[str] = ()) -> Lesson:
@@ -197,16 +197,16 @@ def _check_new(clone: Clone, target: nn.Module) -> None:
     adapters = clone.config.adapters
     if all(adapter.target is not None for adapter in adapters):
         raise SourceError(
-            f"{clone!r} does not hold the source's first layers ({files.PREFIX}), and those are what an adapter for another"
+            f"{clone!r} does not hold the source's first layers ({files.TRUNK}), and those are what an adapter for another"
             " target is fitted to. Learn it again with pnc_hub.clone(..., universal=True), or ask its publisher to"
         )
     names = {name for name, _ in target.named_modules()}
     for adapter in adapters:
-        at = adapter.insertion
-        if adapter.target is not None and at.module in names and matches(target, at.trunk, adapter.target.fingerprint):
+        at, made_for = adapter.insertion.name, adapter.target
+        if made_for is not None and at in names and matches(target, made_for.trunk, made_for.fingerprint):
             raise TargetError(
                 f"{clone!r} has an adapter for this {type(target).__name__} already, {adapter.name!r}, which reads it at"
-                f" {at.module}: attach it as it is. For another one, port the clone as it was without that adapter"
+                f" {at}: attach it as it is. For another one, port the clone as it was without that adapter"
             )
 
 

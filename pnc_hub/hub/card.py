@@ -198,7 +198,7 @@ def _fits(config: CloneConfig, drawn: Mapping[str, figures.Drawing]) -> str:
         (
             _text(adapter.name),
             _text((adapter.target and (adapter.target.hub_id or adapter.target.architecture)) or "any timm classifier"),
-            f"`{adapter.insertion.module}`",
+            f"`{adapter.insertion.name}`",
             *(_value(adapter.metrics.get(name), "percent") for name in ("target_alone", "ori")),
             _knows(adapter),
             _value(adapter.metrics.get("diverted"), "percent"),
@@ -234,7 +234,7 @@ gates were fitted to what the targets make of images. Training data of the sourc
 
 
 def _files(config: CloneConfig) -> str:
-    rows = ((f"`{file}`", f"`{digest}`") for file, digest in sorted(config.recorded.items()) if digest)
+    rows = ((f"`{file}`", f"`{digest}`") for file, digest in sorted(config.files.items()))
     return f"""## Files
 
 {_table(("file", "sha256"), rows)}

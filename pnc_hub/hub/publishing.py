@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,10 @@ class _Published:
         """The entries of those adapters whose files are there, by name."""
         entries = self.clone.config.adapters if self.clone else []
         return {entry.name: entry for entry in entries if entry.file in self.names}
+
+    def recorded(self) -> dict[str, tuple[AdapterConfig, str | None]]:
+        """The same, each with the sha256 of its file."""
+        return _recorded(self.clone.config, self.adapters().values()) if self.clone else {}
 
 
 def push(
@@ -111,9 +116,9 @@ class _Publication:
         config, written = self._joined(found)
         if found.clone is None or config != found.clone.config:
             written |= card.page(config, self.repo_id)
-            kept = set(config.recorded)
+            kept = set(config.files)
         else:  # card and figures tell of a configuration that is there: as its publisher left them they stay
-            kept = {*config.recorded, *filter(files.is_told, found.names)}
+            kept = {*config.files, *filter(files.is_told, found.names)}
         stale = {name for name in found.names if files.is_ours(name)} - kept - written.keys()
         with tempfile.TemporaryDirectory(dir=self.folder) as place:  # the client shows progress of files, not of bytes
             added = fill(Path(place), written)
@@ -175,8 +180,8 @@ class _Publication:
 
     def _check_nothing_is_lost(self, before: _Published, now: _Published) -> None:
         """Raise ``PublishError`` if what was published since ``before`` would be overwritten with something else."""
-        old, new = before.adapters(), now.adapters()
-        own = {entry.name: entry for entry in self.config.adapters}
+        old, new = before.recorded(), now.recorded()
+        own = _recorded(self.config, self.config.adapters)
         unchanged = before.clone is not None and now.clone is not None and now.clone.config == before.clone.config
         if now.clone is None or unchanged:
             return
@@ -202,8 +207,13 @@ class _Publication:
         probe = dict(self.clone.tensors[files.PROBE])
         for name, entry in others.items():
             probe |= {f"{name}/{key}": value for key, value in there.probe(entry).items()}
-        config, changed = Contents(config, {files.PROBE: probe}).serialized(kept=config.recorded)
+        config, changed = Contents(config, {files.PROBE: probe}).serialized(kept=config.files)
         return config, {**self.files, **changed}
+
+
+def _recorded(config: CloneConfig, entries: Iterable[AdapterConfig]) -> dict[str, tuple[AdapterConfig, str | None]]:
+    """Name -> entry of an adapter, and the sha256 of its file."""
+    return {entry.name: (entry, config.files.get(entry.file)) for entry in entries}
 
 
 def _with_datasets(entry: AdapterConfig, published: AdapterConfig | None) -> AdapterConfig:
@@ -216,7 +226,7 @@ def _is_same_module(one: CloneConfig, other: CloneConfig) -> bool:
     """Whether two clones differ in nothing but their adapters, what was measured, and what is said of the source."""
     parts = ("cut", "classes", "preprocess", "tail")
     source = ("architecture", "model_args", "fingerprint")
-    both = one.files.keys() & other.files.keys() - {files.PROBE}
+    both = one.files.keys() & other.files.keys() & {files.WEIGHTS, files.TRUNK}
     return (
         all(getattr(one, part) == getattr(other, part) for part in parts)
         and all(getattr(one.source, part) == getattr(other.source, part) for part in source)

@@ -90,7 +90,7 @@ def verify(
     """
     clone = open_clone(clone, revision=revision, token=token, cache_dir=cache_dir, lock=lock)
     config = clone.config
-    described = f"{len(clone.labels)} classes of {config.source.architecture}, cut after {config.cut.module}"
+    described = f"{len(clone.labels)} classes of {config.source.architecture}, cut after {config.cut}"
     findings = [Finding(files.CONFIG, OK, described)]
     reader = _Reader(clone)
     for adapter in config.adapters:
@@ -126,7 +126,7 @@ class _Reader:
     def check(self, adapter: AdapterConfig) -> Iterator[Finding]:
         """Read what ``adapter`` needs; what is wrong beyond single files is yielded."""
         try:
-            assemble(self.clone.config, adapter, self.clone.config.preprocess.value(), self)
+            assemble(self.clone.config, adapter, self.clone.config.preprocess, self)
         except HubError:
             raise
         except ArtifactError as error:
@@ -136,7 +136,7 @@ class _Reader:
 def _probed(clone: Clone) -> Iterator[Finding]:
     """Run the probe of each adapter through the source's layers, rebuilt: on a feature, or on images where all are there."""
     for adapter in clone.config.adapters:
-        through = "from image to logits" if adapter.insertion.module == INPUT else "from feature to logits"
+        through = "from image to logits" if adapter.insertion.name == INPUT else "from feature to logits"
         try:
             difference = clone.run_probe(adapter)
         except HubError:
@@ -151,12 +151,12 @@ def _probed(clone: Clone) -> Iterator[Finding]:
 def _unchecked(clone: Clone, known: set[str]) -> Iterator[Finding]:
     """What an artifact alone can not show."""
     for adapter in clone.config.adapters:
-        if adapter.target is not None and adapter.insertion.module != INPUT:
+        if adapter.target is not None and adapter.insertion.name != INPUT:
             name = adapter.target.hub_id or adapter.target.architecture or "the target"
             yield Finding(
                 f"feature of {adapter.name}",
                 UNCHECKED,
-                f"that {name} gives it at {adapter.insertion.module} takes that model: attach, then Attachment.verify()",
+                f"that {name} gives it at {adapter.insertion.name} takes that model: attach, then Attachment.verify()",
             )
     yield Finding("measurements", UNCHECKED, "accuracies and costs are what the publisher recorded")
     others = sorted(set(clone.storage.names()) - known - {files.PROBE})

@@ -21,7 +21,6 @@ class InsertionPoint:
 
     Attributes:
         name: the module's path, as in ``model.get_submodule(name)``; ``"input"`` is the image itself.
-        index: which call of that module; always 0 at present, modules called more than once are no candidates.
         channels: size of the channel axis.
         reduction: input height divided by the height of the feature map (the whole input height for ``"NC"``).
         layout: ``"NCHW"``, ``"NHWC"``, ``"NLC"`` (tokens, class tokens first) or ``"NC"`` (a vector per image).
@@ -30,7 +29,6 @@ class InsertionPoint:
     """
 
     name: str
-    index: int
     channels: int
     reduction: int
     layout: str
@@ -45,7 +43,7 @@ def describe(model: nn.Module, name: str, feature: Any, image: tuple[int, int, i
     if 0 in shape or shape[:1] != (BATCH,):
         return None
     if len(shape) == 2:
-        return InsertionPoint(name, 0, shape[1], height, "NC", (1, 1))
+        return InsertionPoint(name, shape[1], height, "NC", (1, 1))
     if len(shape) == 3:
         return _describe_tokens(name, shape, image, getattr(model, "num_prefix_tokens", 0))
     if len(shape) != 4:
@@ -57,7 +55,7 @@ def describe(model: nn.Module, name: str, feature: Any, image: tuple[int, int, i
     channels, grid, layout = (shape[3], first, "NHWC") if last_is_channels else (shape[1], last, "NCHW")
     if not is_grid(grid, image):
         return None
-    return InsertionPoint(name, 0, channels, max(1, round(height / grid[0])), layout, (grid[0], grid[1]))
+    return InsertionPoint(name, channels, max(1, round(height / grid[0])), layout, (grid[0], grid[1]))
 
 
 def is_grid(size: tuple[int, ...], image: tuple[int, int, int]) -> bool:
@@ -76,7 +74,7 @@ def _describe_tokens(
         guessed = prefix not in (prefix_tokens, 0)
         if rows > guessed and tokens % rows == 0 and is_grid((rows, tokens // rows), image):
             grid = (rows, tokens // rows)
-            return InsertionPoint(name, 0, shape[2], max(1, round(height / rows)), "NLC", grid, prefix)
+            return InsertionPoint(name, shape[2], max(1, round(height / rows)), "NLC", grid, prefix)
     return None
 
 

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pnc_hub.attachment.detour import overrides
-
 
 class ShapesOnly(TorchFunctionMode):
     """Within it, the operations below are not computed for meta tensors that fit together; all others are as ever.
@@ -172,6 +170,8 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode and float32, on the meta device, without hooks, clones, and what accelerate moves weights with."""
+    from pnc_hub.attachment.detour import overrides
+
     memo: dict[int, Any] = {}
     for module in model.modules():
         for parameter in module._parameters.values():

@@ -67,7 +67,7 @@ class Skeleton:
         """
         if name == INPUT:
             channels, height, width = self.input_size
-            return InsertionPoint(INPUT, 0, channels, 1, "NCHW", (height, width))
+            return InsertionPoint(INPUT, channels, 1, "NCHW", (height, width))
         if name not in self.points:
             raise InsertionPointError(
                 f"{name!r} is no insertion point of {type(self.model).__name__};"

@@ -30,7 +30,7 @@ class Report:
             alone on its own), ``auroc`` (gate; ``auroc_stitched`` and ``auroc_pruned`` are those before refinement,
             on a few hundred of the images that the place was chosen by), ``kl`` (locality, nats), ``target_alone``,
             ``source_alone`` (among the cloned classes), ``source_alone_among_all``, ``kept_parameters``,
-            ``source_parameters``, ``bytes``, ``prefix_bytes``, ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed
+            ``source_parameters``, ``bytes``, ``trunk_bytes``, ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed
             form, before pruning), ``regime``, ``images``, ``restored``, ``macs``, ``locality_budget``, ``target_license`` and
             ``datasets`` (as the publisher names them). Names with a dot are what figures are drawn of
             (``pnc_hub.report.series``): ``curve.<insertion point>`` (best accuracy in closed form there; ``curve_auroc.``,

@@ -258,7 +258,7 @@ def _kept(config: CloneConfig) -> Drawing | None:
         "kept",
         "What is left of the source",
         f"{_percent(kept / whole)} of the source's weights after the cut are kept, in {len(layers)} layers",
-        f"Of the layers of {config.source.architecture} after the cut at {config.cut.module}, in their order, the share of the"
+        f"Of the layers of {config.source.architecture} after the cut at {config.cut}, in their order, the share of the"
         f" weights that the clone kept: {kept:,} of {whole:,}.",
         partial(plots.kept, layers),
         ("layer", "kept", "of", "share"),

@@ -26,9 +26,9 @@ def kept_layers(config: CloneConfig) -> dict[str, tuple[int, int]]:
         return {}
     named = config.source
     try:
-        size = config.preprocess.value().input_size
+        size = config.preprocess.input_size
         source = Architecture.of(named.architecture, named.arguments(), size)
-        tail = tensors_of(nn.ModuleDict({"tail": source.tail(config.cut.module)}))
+        tail = tensors_of(nn.ModuleDict({"tail": source.tail(config.cut)}))
     except Exception:  # names and arguments that do not go together fail in as many ways as timm has constructors
         return {}
     layers: dict[str, tuple[int, int]] = {}

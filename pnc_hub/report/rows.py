@@ -25,7 +25,7 @@ ROWS = (
     ("source_parameters", "parameters of the source", "count"),
     ("bytes", "bytes (module, adapter and gate)", "count"),
     ("macs", "multiply-accumulates added per image", "count"),
-    ("prefix_bytes", "bytes of the source's first layers", "count"),
+    ("trunk_bytes", "bytes of the source's first layers", "count"),
     ("seconds", "seconds to learn", "number"),
 )
 PORTED_ROWS = (

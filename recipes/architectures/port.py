@@ -93,7 +93,7 @@ def universal(clone: Clone) -> Clone:
 def row(clone: Clone, place: int, family: str, way: str, seed: int, seconds: float) -> dict:
     """What is lost on either side, and what the adapter at that place of the configuration weighs."""
     target, adapter = network(family, OLD, seed), clone.config.adapters[place]
-    at_input = adapter.insertion.module == INPUT
+    at_input = adapter.insertion.name == INPUT
     new, old = (demo.Digits(digits, seed, train=False) for digits in (NEW, OLD))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*not calibrated")  # the rows at the input show what that costs
@@ -104,8 +104,8 @@ def row(clone: Clone, place: int, family: str, way: str, seed: int, seconds: flo
         "target": family,
         "way": way,
         "seed": seed,
-        "insertion": adapter.insertion.module,
-        "adapter_bytes": clone.nbytes(adapter.file, *[files.PREFIX] * at_input),
+        "insertion": adapter.insertion.name,
+        "adapter_bytes": clone.nbytes(adapter.file, *[files.TRUNK] * at_input),
         "module_bytes": clone.nbytes(files.WEIGHTS),
         **{name: found[name] for name in ("target_alone", "ori", "tar", "diverted", "auroc")},
         "source_alone": accuracy(logits(network(SOURCE, NEW, seed), new), torch.tensor(new.targets)),

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import pnc_hub
 from pnc_hub.artifact import files
-from pnc_hub.artifact.config import AdapterConfig, InsertionConfig, TargetConfig
+from pnc_hub.artifact.config import AdapterConfig, TargetConfig
 from pnc_hub.errors import PncHubError
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.fingerprint import fingerprint, state_digest
@@ -57,27 +57,22 @@ class Clones:
 
     def at_input(self) -> Clone:
         """The universal one."""
-        prefix = nn.ModuleDict({"prefix": self.skeleton.trunk(self.source, CUT)})
-        insertion = InsertionConfig.of(self.skeleton.point(INPUT), [])
-        return self._clone("input", None, insertion, nn.ModuleDict(), {files.PREFIX: tensors_of(prefix)})
+        trunk = nn.ModuleDict({"trunk": self.skeleton.trunk(self.source, CUT)})
+        return self._clone("input", None, self.skeleton.point(INPUT), nn.ModuleDict(), {files.TRUNK: tensors_of(trunk)})
 
     def at(self, point: InsertionPoint, trunk: list[str], model: nn.Module) -> Clone:
         """One for ``model`` at ``point``; weights on the meta device have no fingerprint and get none."""
         meta = next(model.parameters()).is_meta
         digest = {"float32": "0" * 64} if meta else fingerprint(model, trunk)
-        target = TargetConfig(None, None, model.pretrained_cfg["architecture"], digest, int(model.num_classes))
+        target = TargetConfig(None, None, model.pretrained_cfg["architecture"], digest, int(model.num_classes), trunk)
         adapter = Adapter(point, self.skeleton.point(CUT))
-        return self._clone(
-            "interior", target, InsertionConfig.of(point, trunk), nn.ModuleDict({"adapter": adapter}), {}
-        )
+        return self._clone("interior", target, point, nn.ModuleDict({"adapter": adapter}), {})
 
     def _clone(
-        self, name: str, target: TargetConfig | None, insertion: InsertionConfig, own: nn.ModuleDict, more: dict
+        self, name: str, target: TargetConfig | None, insertion: InsertionPoint, own: nn.ModuleDict, more: dict
     ) -> Clone:
         own["gate"] = Gate(self.tensors[files.WEIGHTS]["head.weight"].shape[1])
-        entry = AdapterConfig(
-            name=name, target=target, insertion=insertion, file=f"adapters/{name}.safetensors", sha256="", metrics={}
-        )
+        entry = AdapterConfig(name=name, target=target, insertion=insertion)
         classes = [dataclasses.replace(entry, label=f"{entry.label} at {name}") for entry in self.base.config.classes]
         config = dataclasses.replace(self.base.config, adapters=[entry], classes=classes)
         return Clone(config, {files.WEIGHTS: self.tensors[files.WEIGHTS], entry.file: tensors_of(own), **more})

@@ -124,8 +124,6 @@ def edit_tensors(folder: Path, file: str, change: Callable[[dict[str, torch.Tens
 def unrecord(folder: Path, file: str) -> None:
     def change(config: dict) -> None:
         config["files"].pop(file, None)
-        for adapter in config["adapters"]:
-            adapter["sha256"] = "" if adapter["file"] == file else adapter["sha256"]
 
     edit(folder, change)
 
@@ -185,7 +183,7 @@ class TestAgreement:
         def add(config: dict) -> None:
             (first,) = config["adapters"]
             insertion = {**first["insertion"], "grid": [2, 8]}
-            later = {**first, "name": "later", "file": "adapters/later.safetensors", "insertion": insertion}
+            later = {**first, "name": "later", "insertion": insertion}
             config["adapters"].append(later)
 
         shutil.copy(next((folder / "adapters").iterdir()), folder / "adapters" / "later.safetensors")
@@ -201,14 +199,14 @@ class TestAgreement:
         assert agreed(target, clone_folder).collisions == ()
 
     @pytest.mark.parametrize("universal", [False, True])
-    @pytest.mark.parametrize("file", ["model", "adapter", "prefix", "probe"])
+    @pytest.mark.parametrize("file", ["model", "adapter", "trunk", "probe"])
     @pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "other tensors", "no digest", "a folder"])
     def test_files(self, target, clone_folder, file, damage, universal):
         used = Clone.from_pretrained(clone_folder).config.adapters[-1 if universal else 0]
         name = used.file if file == "adapter" else f"{file}.safetensors"
         DAMAGES[damage](clone_folder, name)
         found = agreed(tiny_model("vit") if universal else target, clone_folder)
-        needed = {"model", "adapter", "prefix"} if universal else {"model", "adapter"}
+        needed = {"model", "adapter", "trunk"} if universal else {"model", "adapter"}
         assert found.attaches is (file not in needed)
         if not found.attaches:
             assert found.problem.file == name
@@ -218,11 +216,11 @@ class TestAgreement:
         [
             (lambda config: config["source"].update(architecture="resnet18x"), MalformedArtifactError),
             (lambda config: config["source"].update(architecture="resnet34"), MalformedArtifactError),
-            (lambda config: config["cut"].update(module="layer9"), MalformedArtifactError),
+            (lambda config: config.update(cut="layer9"), MalformedArtifactError),
             (lambda config: config["classes"][0].update(source_index=99), MalformedArtifactError),
             (lambda config: config["classes"].append({"label": "x", "source_index": 0}), MalformedArtifactError),
             (lambda config: config["adapters"][0]["insertion"].update(channels=7), MalformedArtifactError),
-            (lambda config: config["adapters"][0]["insertion"].update(module="blocks.9"), type(None)),
+            (lambda config: config["adapters"][0]["insertion"].update(name="blocks.9"), type(None)),
             (lambda config: config["adapters"][0]["target"]["fingerprint"].update(float32="0" * 64), type(None)),
             (lambda config: config["adapters"].reverse(), type(None)),
         ],
@@ -255,8 +253,8 @@ class TestAnswer:
         for model, adapter in ((target, clone.config.adapters[0]), (tiny_model("vit"), clone.config.adapters[1])):
             found = pnc_hub.check(model, clone_folder)
             module, _ = clone.build(adapter, Preprocess.of(model))
-            assert found.macs == macs(module, empty(adapter.insertion.point())) > 0
-            read = {"model.safetensors", adapter.file} | ({"prefix.safetensors"} if found.universal else set())
+            assert found.macs == macs(module, empty(adapter.insertion)) > 0
+            read = {"model.safetensors", adapter.file} | ({"trunk.safetensors"} if found.universal else set())
             assert found.bytes == sum((clone_folder / name).stat().st_size for name in read)
             assert found.download == 0
 

@@ -18,10 +18,10 @@ def model_name(tmp_path) -> str:
 
 
 def test_a_damaged_clone(clone_folder):
-    (clone_folder / "prefix.safetensors").unlink()
+    (clone_folder / "trunk.safetensors").unlink()
     result = run("verify", clone_folder)
     assert result.exit_code == 1
-    assert "FAILED       prefix.safetensors" in result.stdout
+    assert "FAILED       trunk.safetensors" in result.stdout
     assert told("verify", clone_folder, code=1)["passed"] is False
 
 

@@ -99,5 +99,5 @@ def test_cost_is_that_of_adapter_tail_and_head(networks, prepared):
 
 
 def test_macs_of_a_linear_layer_are_its_weights():
-    point = InsertionPoint("pooled", 0, 5, 32, "NC", (1, 1))
+    point = InsertionPoint("pooled", 5, 32, "NC", (1, 1))
     assert macs(torch.nn.Linear(5, 7), empty(point)) == 35

@@ -175,13 +175,13 @@ def test_evidence_is_gathered_over_batches(joined):
     module, _ = clone.build(adapter, reader.preprocess)
 
     def read(images):
-        logits, features = reader(images, [adapter.insertion.module])
-        return {"target": logits, "clone": module(features[adapter.insertion.module])}
+        logits, features = reader(images, [adapter.insertion.name])
+        return {"target": logits, "clone": module(features[adapter.insertion.name])}
 
     gathered = gather(read, batches(inputs, list(range(12))))
     assert gathered["labels"].tolist() == list(range(12))
     assert torch.allclose(gathered["target"], target(inputs), atol=1e-5)
-    whole = module(reader(inputs, [adapter.insertion.module])[1][adapter.insertion.module])
+    whole = module(reader(inputs, [adapter.insertion.name])[1][adapter.insertion.name])
     for value, expected in zip(gathered["clone"], whole, strict=True):
         assert torch.allclose(value, expected, atol=1e-5)
 

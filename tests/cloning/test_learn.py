@@ -90,7 +90,7 @@ def test_the_report_says_what_was_measured(source, target):
     assert (report["insertion"], report["cut"], report["regime"]) == ("stages.1", "layer3.1", "R3")
     assert report["source_parameters"] == sum(parameter.numel() for parameter in source.parameters())
     assert 4 * report["kept_parameters"] <= report["bytes"] < 5 * report["kept_parameters"]
-    assert report["prefix_bytes"] > 0
+    assert report["trunk_bytes"] > 0
     assert report["images"] == 3 * (10 - 1) + 7 * (8 - 1)  # all but those that only the report reads
     assert report["seconds"] > 0
     assert "Clone of 3 classes: ant, bee, wasp" in str(report)

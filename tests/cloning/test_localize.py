@@ -216,7 +216,7 @@ def test_the_channels_that_the_classes_need_stay():
     )
     tail[2].weight.data[:, [c for c in range(16) if c not in needed]] = 0
     head = nn.Linear(8, 3)
-    cut = InsertionPoint("here", 0, 6, 8, "NCHW", (4, 4))
+    cut = InsertionPoint("here", 6, 8, "NCHW", (4, 4))
     feature, labels = torch.randn(64, 6, 4, 4), torch.arange(64) % 3
     wanted = {tuple(tail[0].weight[c].flatten().tolist()) for c in needed}
     expected = head(tail(feature))
@@ -243,7 +243,7 @@ def test_only_images_with_weight_decide():
     head = nn.Linear(8, 3)
     feature = F.one_hot(torch.arange(32) % 2, 2).float()[:, :, None, None].expand(32, 2, 4, 4).contiguous()
     labels = torch.arange(32) % 2
-    cut = InsertionPoint("here", 0, 2, 8, "NCHW", (4, 4))
+    cut = InsertionPoint("here", 2, 8, "NCHW", (4, 4))
     size = parameters(tail) + parameters(head)
     for side in (0, 1):
         pruned, _ = prune(tail, head, cut, [(feature, labels, (labels == side).float())], size - 20)

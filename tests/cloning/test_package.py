@@ -104,7 +104,7 @@ def test_the_artifact_holds_what_it_says_and_answers_the_same_when_read_back(tmp
     with torch.inference_mode(), attachment.attach(target, clone):
         expected = target(images())
     read = Clone.from_pretrained(clone.save_pretrained(tmp_path / "clone"))
-    assert (tmp_path / "clone" / "prefix.safetensors").exists() == universal
+    assert (tmp_path / "clone" / "trunk.safetensors").exists() == universal
     with torch.inference_mode(), attachment.attach(target, read) as joined:
         assert torch.equal(target(images()), expected)
         joined.verify()

@@ -142,7 +142,7 @@ def test_two_ports_one_after_the_other_from_a_folder(made, vit, tmp_path):
     once = ported(made, vit).save_pretrained(tmp_path / "once")
     again = ported(once, tiny_model("regnet"), name="mine", insertion="s2")
     assert [adapter.name for adapter in again.config.adapters][2:] == ["mine", "universal"]
-    assert again.config.adapters[2].insertion.module == "s2"
+    assert again.config.adapters[2].insertion.name == "s2"
     assert len(again.report.ported) == 2
     with torch.inference_mode(), attachment.attach(vit, again) as joined:
         joined.verify()
@@ -176,7 +176,7 @@ def test_a_locality_budget_is_calibrated_on_the_targets_images(made, vit):
 
 def test_without_the_sources_first_layers_it_says_what_to_do(vit):
     bare = tiny_clone(tiny_model("resnet", seed=1), tiny_model("convnext"), universal=False)
-    with pytest.raises(SourceError, match=r"prefix\.safetensors.*universal=True"):
+    with pytest.raises(SourceError, match=r"trunk\.safetensors.*universal=True"):
         ported(bare, vit)
 
 

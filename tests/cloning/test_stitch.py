@@ -80,7 +80,7 @@ def test_rows_are_fitted_over_all_batches():
 
 
 def point(name, channels=8, grid=(4, 4), layout="NCHW"):
-    return InsertionPoint(name, 0, channels, 8, layout, grid)
+    return InsertionPoint(name, channels, 8, layout, grid)
 
 
 def named(*points):

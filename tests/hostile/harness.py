@@ -114,6 +114,18 @@ def put(config: dict, path: str, value: Any) -> dict:
     return sealed(changed)
 
 
+def file_of(adapter: dict) -> str:
+    """Where the tensors of an adapter of a configuration are."""
+    return f"adapters/{adapter['name']}.safetensors"
+
+
+def without(config: dict, place: int) -> dict:
+    """A sealed copy of ``config`` that has not the adapter at ``place``, nor the digest of its file."""
+    changed = copy.deepcopy(config)
+    del changed["files"][file_of(changed["adapters"].pop(place))]
+    return sealed(changed)
+
+
 def sealed(config: dict) -> dict:
     """Sealed again, if it is still of a form that can be."""
     return seal(config) if isinstance(config.get("files"), dict) else config
@@ -140,12 +152,8 @@ def replace(folder: Path, file: str, data: bytes) -> None:
 
 def reseal(folder: Path, file: str) -> None:
     """Have the configuration record the digest that ``file`` has now."""
-    config, digest = read_config(folder), files.sha256(folder / file)
-    for adapter in config["adapters"]:
-        if adapter["file"] == file:
-            adapter["sha256"] = digest
-    if file in config["files"]:
-        config["files"][file] = digest
+    config = read_config(folder)
+    config["files"][file] = files.sha256(folder / file)
     write_config(folder, sealed(config))
 
 

@@ -14,8 +14,20 @@ import torch
 from common import images, tiny_clone, tiny_model
 
 import pnc_hub
-from hostile.harness import by_number, change, harmless, read_config, refused, replace, reseal, untouched
-from pnc_hub.artifact.files import MAX_HEADER_BYTES, PREFIX, WEIGHTS
+from hostile.harness import (
+    by_number,
+    change,
+    file_of,
+    harmless,
+    read_config,
+    refused,
+    replace,
+    reseal,
+    untouched,
+    without,
+    write_config,
+)
+from pnc_hub.artifact.files import MAX_HEADER_BYTES, TRUNK, WEIGHTS
 from pnc_hub.errors import IntegrityError, MalformedArtifactError, ProbeError, TargetError
 
 Change = Callable[[bytes], bytes]
@@ -178,17 +190,17 @@ def test_weights_that_are_refused(clone_folder, target, case):
 @by_number(
     {name: REFUSED[name] for name in REFUSED if name[:3] in ("A01", "A03", "A05", "A15", "A20", "A29", "A35", "A40")}
 )
-@pytest.mark.parametrize("which", ["adapter", "prefix", "probe"])
+@pytest.mark.parametrize("which", ["adapter", "trunk", "probe"])
 def test_other_files_are_read_as_strictly(clone_folder, target, case, which):
     config = read_config(clone_folder)
-    file = config["adapters"][0]["file"] if which == "adapter" else f"{which}.safetensors"
+    file = file_of(config["adapters"][0]) if which == "adapter" else f"{which}.safetensors"
     data = (clone_folder / file).read_bytes()
     try:
         replace(clone_folder, file, case(data))
     except StopIteration:  # no map among its tensors
         pytest.skip("nothing of the kind in this file")
-    if which == "prefix":
-        change(clone_folder, "adapters", config["adapters"][1:])
+    if which == "trunk":
+        write_config(clone_folder, without(config, 0))
         reseal(clone_folder, file)
     act = verify if which == "probe" else pnc_hub.attach
     refused(target, clone_folder, file=file, act=act)
@@ -253,7 +265,7 @@ class TestNumbers:
 def expected_logits(clone) -> dict[str, torch.Tensor]:
     """What the clone answers its probe in float32."""
     adapter = clone.config.adapters[0]
-    module, _ = clone.build(adapter, clone.config.preprocess.value())
+    module, _ = clone.build(adapter, clone.config.preprocess)
     return {f"{adapter.name}/logits": module(clone.probe(adapter)["feature"])[0]}
 
 
@@ -263,20 +275,20 @@ def indices(loaded: dict[str, torch.Tensor]) -> str:
 
 class TestDigests:
     def test_a43_one_byte_of_the_same_size(self, clone_folder, target):
-        for file in (WEIGHTS, read_config(clone_folder)["adapters"][0]["file"]):
+        for file in (WEIGHTS, file_of(read_config(clone_folder)["adapters"][0])):
             data = (clone_folder / file).read_bytes()
             (clone_folder / file).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
             refused(target, clone_folder, IntegrityError, file)
             (clone_folder / file).write_bytes(data)
 
     def test_a44_the_digest_of_another_file(self, clone_folder, target):
-        change(clone_folder, f"files/{WEIGHTS}", read_config(clone_folder)["files"][PREFIX])
+        change(clone_folder, f"files/{WEIGHTS}", read_config(clone_folder)["files"][TRUNK])
         refused(target, clone_folder, IntegrityError, WEIGHTS)
 
     def test_a44_files_that_changed_places(self, clone_folder, target):
-        data = {file: (clone_folder / file).read_bytes() for file in (WEIGHTS, PREFIX)}
-        replace(clone_folder, WEIGHTS, data[PREFIX])
-        replace(clone_folder, PREFIX, data[WEIGHTS])
+        data = {file: (clone_folder / file).read_bytes() for file in (WEIGHTS, TRUNK)}
+        replace(clone_folder, WEIGHTS, data[TRUNK])
+        replace(clone_folder, TRUNK, data[WEIGHTS])
         refused(target, clone_folder, MalformedArtifactError, WEIGHTS)
 
     def test_a93_four_sparse_gigabytes_are_not_even_hashed(self, clone_folder, target):

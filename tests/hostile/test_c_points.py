@@ -8,7 +8,7 @@ from common import images, tiny_clone, tiny_model
 from torch import nn
 
 import pnc_hub
-from hostile.harness import change, put, read_config, refused, untouched, write_config
+from hostile.harness import change, put, read_config, refused, sealed, untouched, without, write_config
 from pnc_hub.artifact.files import CONFIG
 from pnc_hub.errors import ClassCollisionError, FingerprintMismatchError, InsertionPointError, PncHubError, TargetError
 from pnc_hub.models.fingerprint import fingerprint
@@ -30,7 +30,7 @@ NOT_PATHS = {
 
 @pytest.mark.parametrize("name", list(NOT_PATHS.values()), ids=list(NOT_PATHS))
 def test_cuts_that_are_none(clone_folder, target, name):
-    change(clone_folder, "cut/module", name)
+    change(clone_folder, "cut", name)
     refused(target, clone_folder, file=CONFIG)
 
 
@@ -38,19 +38,17 @@ def test_cuts_that_are_none(clone_folder, target, name):
 def test_insertion_points_that_are_none(clone_folder, target, name):
     """Those of the form of a path are looked for in the target, where there is none of that name."""
     config = read_config(clone_folder)
-    config["adapters"] = config["adapters"][:1]
-    write_config(clone_folder, put(config, "adapters/0/insertion/module", name))
+    write_config(clone_folder, put(without(config, 1), "adapters/0/insertion/name", name))
     refused(target, clone_folder, PncHubError)
 
 
 def reading(target: nn.Module, folder, module: str, **insertion) -> None:
     """Have the first adapter, the only one left, read ``module`` of ``target``, whose weights before it are as recorded."""
-    config = read_config(folder)
+    config = without(read_config(folder), 1)
     adapter = config["adapters"][0]
-    adapter["insertion"].update(module=module, trunk=["conv_stem"], **insertion)
-    adapter["target"]["fingerprint"] = fingerprint(target, ["conv_stem"])
-    config["adapters"] = [adapter]
-    write_config(folder, put(config, "cut/index", 0))
+    adapter["insertion"].update(name=module, **insertion)
+    adapter["target"].update(trunk=["conv_stem"], fingerprint=fingerprint(target, ["conv_stem"]))
+    write_config(folder, sealed(config))
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,6 @@ def test_f112_other_files_in_the_folder(clone_folder, saved_clone, target, tmp_p
 def test_f103_names_that_differ_in_case(clone_folder, target):
     config = read_config(clone_folder)
     twin = {**config["adapters"][0], "name": config["adapters"][0]["name"].upper()}
-    twin["file"] = f"adapters/{twin['name']}.safetensors"
     change(clone_folder, "adapters/2", twin)
     refused(target, clone_folder, file=CONFIG)
 

@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pnc_hub
-from hostile.harness import bounded, everything, harmless, read_config, replace, sealed, write_config
+from hostile.harness import bounded, everything, file_of, harmless, read_config, replace, sealed, write_config
 from pnc_hub import Clone
-from pnc_hub.artifact.files import CONFIG, PREFIX, PROBE, WEIGHTS
+from pnc_hub.artifact.files import CONFIG, PROBE, TRUNK, WEIGHTS
 from pnc_hub.errors import ArtifactError, PncHubError
 
 pytestmark = pytest.mark.slow
 EXAMPLES = 250
-FILES = (WEIGHTS, PREFIX, PROBE, "adapters/mobilenetv2_035.safetensors", "adapters/universal.safetensors")
+FILES = (WEIGHTS, TRUNK, PROBE, "adapters/mobilenetv2_035.safetensors", "adapters/universal.safetensors")
 SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
@@ -58,7 +58,7 @@ KINDS = st.sampled_from(["flip", "overwrite", "insert", "remove", "cut", "repeat
 @settings(SETTINGS, max_examples=EXAMPLES)
 def test_bytes_of_any_file(folder, saved_clone, target, was, which, kind, seed):
     """As damage does it: the digests are those of the files as they were."""
-    file = [CONFIG, WEIGHTS, read_config(saved_clone)["adapters"][0]["file"], "probe.safetensors"][which]
+    file = [CONFIG, WEIGHTS, file_of(read_config(saved_clone)["adapters"][0]), "probe.safetensors"][which]
     data = (saved_clone / file).read_bytes()
     changed = mutate(data, kind, seed)
     (folder / file).write_bytes(changed)

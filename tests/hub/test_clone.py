@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from common import images, tiny_clone, tiny_model
-from hub_fixtures import contents, edit
+from hub_fixtures import contents, drop, edit
 from torch._dynamo.testing import CompileCounter
 
 import pnc_hub
@@ -65,19 +65,19 @@ class TestRoundTrip:
     def test_every_file_is_recorded(self, made):
         _, clone, folder = made
         config = json.loads((folder / "config.json").read_text())
-        recorded = config["files"] | {entry["file"]: entry["sha256"] for entry in config["adapters"]}
+        recorded = config["files"]
         del recorded["config.json"]  # what the configuration records of itself is its seal
         assert recorded == {
             name: files.sha256(folder / name) for name in contents(folder) if name.endswith(".safetensors")
         }
-        assert ("prefix.safetensors" in recorded) == (len(clone.config.adapters) == 2)
+        assert ("trunk.safetensors" in recorded) == (len(clone.config.adapters) == 2)
 
     def test_modules_are_equal(self, made):
         _, clone, folder = made
         loaded = Clone.from_pretrained(folder)
         assert loaded.labels == clone.labels
         for ours, theirs in zip(loaded.config.adapters, clone.config.adapters, strict=True):
-            given = clone.config.preprocess.value()
+            given = clone.config.preprocess
             for found, expected in zip(loaded.build(ours, given), clone.build(theirs, given), strict=True):
                 found, expected = found.state_dict(), expected.state_dict()
                 assert found.keys() == expected.keys()
@@ -97,10 +97,10 @@ class TestRoundTrip:
 
 
 class TestDamage:
-    @pytest.mark.parametrize("name", ["model.safetensors", "prefix.safetensors", "adapters/universal.safetensors"])
+    @pytest.mark.parametrize("name", ["model.safetensors", "trunk.safetensors", "adapters/universal.safetensors"])
     def test_a_flipped_byte_is_found(self, clone_folder, target, name):
         flip(clone_folder / name)
-        edit(clone_folder, lambda config: config["adapters"].pop(0))  # the universal one stays
+        edit(clone_folder, lambda config: drop(config, 0))  # the universal one stays
         with (
             pytest.raises(IntegrityError, match="force_download") as error,
             pytest.warns(UserWarning, match="no adapter"),
@@ -227,15 +227,15 @@ class TestBuilding:
         run = torch.compile(lambda module, feature: module(feature)[0], backend=count)
         for _ in range(3):
             clone = Clone.from_pretrained(saved_clone)
-            module, _ = clone.build(clone.config.adapters[0], clone.config.preprocess.value())
-            feature = torch.randn_like(empty(clone.config.adapters[0].insertion.point(), batch=2))
+            module, _ = clone.build(clone.config.adapters[0], clone.config.preprocess)
+            feature = torch.randn_like(empty(clone.config.adapters[0].insertion, batch=2))
             assert torch.equal(run(module, feature), module(feature)[0])
         assert count.frame_count == 1
 
 
 class TestReading:
     def test_only_what_is_needed_is_read(self, clone_folder, target):
-        for name in ("prefix.safetensors", "probe.safetensors", "adapters/universal.safetensors", "README.md"):
+        for name in ("trunk.safetensors", "probe.safetensors", "adapters/universal.safetensors", "README.md"):
             (clone_folder / name).unlink()
         with pnc_hub.attach(target, clone_folder), torch.no_grad():
             assert target(images()).shape == (4, 10)
@@ -275,7 +275,7 @@ class TestSaving:
         """Another clone than the one in ``clone_folder``: without the universal adapter."""
         copy = clone_folder.parent / "source-of-other"
         shutil.copytree(clone_folder, copy)
-        edit(copy, lambda config: (config["adapters"].pop(1), config["files"].pop("prefix.safetensors")))
+        edit(copy, lambda config: (drop(config, 1), config["files"].pop("trunk.safetensors")))
         probe = files.safetensors.torch.load_file(copy / "probe.safetensors")
         (copy / "probe.safetensors").write_bytes(
             files.tensor_bytes({name: value for name, value in probe.items() if "universal" not in name})
@@ -287,7 +287,7 @@ class TestSaving:
     def test_an_older_clone_is_replaced_whole(self, clone_folder, other, tmp_path):
         other.save_pretrained(clone_folder)
         assert contents(clone_folder) == contents(other.save_pretrained(tmp_path / "fresh"))
-        assert not (clone_folder / "prefix.safetensors").exists()
+        assert not (clone_folder / "trunk.safetensors").exists()
 
     def test_a_clone_can_be_saved_where_it_was_read(self, clone_folder):
         before = contents(clone_folder)

@@ -115,7 +115,7 @@ class TestAttaching:
         """A push between two downloads must not mix two clones."""
         clone = Clone.from_pretrained(repo, token=token, cache_dir=tmp_path)
         api.create_commit(repo, [CommitOperationAdd("model.safetensors", b"other")], commit_message="moved on")
-        clone.build(clone.config.adapters[0], clone.config.preprocess.value())
+        clone.build(clone.config.adapters[0], clone.config.preprocess)
 
     def test_the_token_is_for_the_hub_alone(self, hub, repo, published, target, token, tmp_path):
         pnc_hub.attach(target, repo, token=token, cache_dir=tmp_path).detach()

@@ -36,7 +36,7 @@ def held(hub, repo: str, revision: str = "main") -> tuple[str, dict[str, str]]:
     """The first label of the clone that a repository holds, and the digests of its files, which are all there."""
     entries = hub._state.repositories[repo].resolve(revision).files
     config = json.loads(entries["config.json"].content)
-    recorded = {entry["file"]: entry["sha256"] for entry in config["adapters"]} | config["files"]
+    recorded = config["files"]
     del recorded["config.json"]  # the seal, not the digest of the file
     assert {name: entries[name].sha256 for name in recorded} == recorded
     assert all(digest in hub._state.large_files for digest in recorded.values())
@@ -250,7 +250,7 @@ class TestRaces:
             pytest.raises(PublishError, match=f"{repo}: somebody else has published"),
         ):
             for_target("mobilenet", labels=("newt", "toad")).push_to_hub(repo, token=token)
-        assert held(hub, repo)[1] == theirs.serialized()[0].recorded
+        assert held(hub, repo)[1] == theirs.serialized()[0].files
 
     def test_files_of_others_are_no_reason_to_refuse(self, hub, api, repo, published, clone_folder, token, impatient):
         def overtake(request, answer):
@@ -365,7 +365,7 @@ class TestFailures:
                     outcome = "published"
                 except PublishError as error:
                     outcome = "as before" if "as before" in str(error) else "not known"
-            after, new = held(hub, repo), (f"class {number}", clone.serialized()[0].recorded)
+            after, new = held(hub, repo), (f"class {number}", clone.serialized()[0].files)
             allowed = {"published": [new], "as before": [before], "not known": [before, new]}
             assert after in allowed[outcome], (number, outcome)
             published, refused = published + (outcome == "published"), refused + (outcome != "published")

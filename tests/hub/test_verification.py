@@ -31,7 +31,7 @@ def test_a_whole_artifact(saved_clone, names):
     found = verify(saved_clone)
     assert found.passed
     assert (found.repo_id, found.revision) == (str(saved_clone), None)
-    weights = ["model.safetensors", "prefix.safetensors", *(f"adapters/{name}.safetensors" for name in names)]
+    weights = ["model.safetensors", "trunk.safetensors", *(f"adapters/{name}.safetensors" for name in names)]
     passed = ["config.json", *weights, *(f"probe of {name}" for name in names)]
     assert outcomes(found) == {
         **dict.fromkeys(passed, OK),
@@ -47,7 +47,7 @@ def test_a_clone_in_memory(target):
     assert verify(tiny_clone(tiny_model("resnet"), target, keep=0.4)).passed
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "prefix.safetensors", "adapters/{}.safetensors"])
+@pytest.mark.parametrize("file", ["model.safetensors", "trunk.safetensors", "adapters/{}.safetensors"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_each_damaged_file_is_named_and_the_others_are_checked(clone_folder, names, damage, file):
     name = file.format(names[0])
@@ -70,10 +70,10 @@ def test_a_damaged_probe(clone_folder, names, damage):
 
 
 def test_two_damaged_files(clone_folder, names):
-    for name in ("model.safetensors", "prefix.safetensors"):
+    for name in ("model.safetensors", "trunk.safetensors"):
         DAMAGES["cut"](clone_folder, name)
     found = outcomes(verify(clone_folder))
-    assert (found["model.safetensors"], found["prefix.safetensors"]) == (FAILED, FAILED)
+    assert (found["model.safetensors"], found["trunk.safetensors"]) == (FAILED, FAILED)
     assert found[f"adapters/{names[0]}.safetensors"] == OK
 
 
@@ -81,7 +81,7 @@ def test_two_damaged_files(clone_folder, names):
     ("file", "tensor", "value", "said"),
     [
         ("model.safetensors", "head.bias", float("nan"), "NaN or infinity"),
-        ("prefix.safetensors", "prefix.conv1.weight", float("inf"), "NaN or infinity"),
+        ("trunk.safetensors", "trunk.conv1.weight", float("inf"), "NaN or infinity"),
     ],
 )
 def test_numbers(clone_folder, file, tensor, value, said):
@@ -95,7 +95,7 @@ def test_numbers(clone_folder, file, tensor, value, said):
     ("file", "tensor", "missed"),
     [
         ("model.safetensors", "head.weight", [0, 1]),  # by both probes
-        ("prefix.safetensors", "prefix.conv1.weight", [1]),
+        ("trunk.safetensors", "trunk.conv1.weight", [1]),
         ("adapters/{0}.safetensors", "adapter.map.weight", [0]),
         ("probe.safetensors", "{0}/logits", [0]),
         ("probe.safetensors", "{1}/feature", [1]),
@@ -162,7 +162,7 @@ class TestHub:
         api.create_commit(repo, [CommitOperationAdd("model.safetensors", data[:-1])], commit_message="cut")
         found = outcomes(verify(repo, token=token, cache_dir=tmp_path))
         assert found["model.safetensors"] == FAILED
-        assert found["prefix.safetensors"] == OK
+        assert found["trunk.safetensors"] == OK
         assert verify(repo, revision=published, token=token, cache_dir=tmp_path).passed
 
     @pytest.mark.parametrize("request_", ["GET /lfs/", "GET .*/tree/"])

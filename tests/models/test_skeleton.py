@@ -39,9 +39,9 @@ def on_meta(architecture, **arguments):
 def test_points_of_real_architectures(architecture):
     points = insertion_points(on_meta(architecture))
     channels, height, width = timm.get_pretrained_cfg(architecture).input_size
-    assert points[0] == InsertionPoint(INPUT, 0, channels, 1, "NCHW", (height, width))
+    assert points[0] == InsertionPoint(INPUT, channels, 1, "NCHW", (height, width))
     name, channels, reduction, layout, grid, prefix_tokens = KNOWN[architecture]
-    assert InsertionPoint(name, 0, channels, reduction, layout, grid, prefix_tokens) in points
+    assert InsertionPoint(name, channels, reduction, layout, grid, prefix_tokens) in points
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -82,7 +82,7 @@ def test_nothing_measured_no_figure(saved_clone, metrics):
 
 def test_another_adapter_has_figures_of_its_own(clone):
     first, universal = clone.config.adapters
-    other = replace(first, name="vit-1", file="adapters/vit-1.safetensors", sha256="", metrics=dict(first.metrics))
+    other = replace(first, name="vit-1", metrics=dict(first.metrics))
     clone.config.adapters = [first, other, universal]
     assert [name for name in figures.names(clone) if "vit-1" in name] == [
         "figures/insertion-vit-1.png",
@@ -164,7 +164,7 @@ def test_a_bin_that_is_never_right_has_a_mark(clone):
 
 def test_kept_weights_are_those_of_the_module(clone):
     found = layers.kept_layers(clone.config)
-    module, _ = clone.build(clone.config.adapters[0], clone.config.preprocess.value())
+    module, _ = clone.build(clone.config.adapters[0], clone.config.preprocess)
     kept = {
         name: layer.weight.numel()
         for name, layer in module.tail.named_modules()

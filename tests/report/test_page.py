@@ -219,7 +219,7 @@ def test_a_target_that_did_not_come_back_is_not_hidden(clone):
 def test_targets_that_it_was_ported_to_have_their_figures_and_table(clone):
     first, universal = clone.config.adapters
     metrics = {**{name: value for name, value in first.metrics.items() if name.startswith("curve")}, "agreement": 0.956}
-    other = replace(first, name="vit-1", file="adapters/vit-1.safetensors", sha256="", metrics=metrics)
+    other = replace(first, name="vit-1", metrics=metrics)
     clone.config.adapters = [first, other, universal]
     found = read(clone.report)
     assert "Insertion points of vit-1" in found.text

@@ -28,7 +28,7 @@ def test_it_prints_every_measurement(clone):
 def test_targets_that_it_was_ported_to_follow(clone):
     assert clone.report.ported == {}
     first, universal = clone.config.adapters
-    second = replace(first, name="vit-1", file="adapters/vit-1.safetensors", sha256="", metrics=dict(PORTED))
+    second = replace(first, name="vit-1", metrics=dict(PORTED))
     clone.config.adapters = [first, second, universal]
     assert clone.report.ported == {"vit-1": PORTED}
     assert clone.report["tar"] == 0.875

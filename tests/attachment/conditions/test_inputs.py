@@ -47,8 +47,8 @@ MODELS = {"resnet": lambda: tiny_model("resnet"), "convnext": lambda: tiny_model
 
 def expected(plain, clone, batch, insertion):
     """``battery.direct`` with the tokens of a transformer in the grid that they come from."""
-    adapter = next(a for a in clone.config.adapters if a.insertion.module == insertion)
-    point = adapter.insertion.point() if insertion != INPUT else None
+    adapter = next(a for a in clone.config.adapters if a.insertion.name == insertion)
+    point = adapter.insertion if insertion != INPUT else None
     if point is None or point.layout != "NLC":
         return battery.direct(plain, clone, batch, insertion)
     seen = []
