@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pnc_hub import errors
     from pnc_hub.attachment import Attachment, attach, attachments, detach
     from pnc_hub.attachment.check import Compatibility, check
-    from pnc_hub.cloning import clone
+    from pnc_hub.cloning.learn import clone
     from pnc_hub.cloning.port import port
     from pnc_hub.hub import lock
     from pnc_hub.hub.clone import Clone
@@ -28,7 +28,7 @@ _HOME = {
     "attach": "attachment",
     "attachments": "attachment",
     "check": "attachment.check",
-    "clone": "cloning",
+    "clone": "cloning.learn",
     "detach": "attachment",
     "errors": "errors",
     "insertion_points": "models.skeleton",

@@ -15,7 +15,7 @@ import click
 
 from pnc_hub import __version__
 from pnc_hub.cli import common, completion, evaluate, examine, hub, learn, local, predict
-from pnc_hub.errors import PncHubError
+from pnc_hub.errors import PncHubError, one_line
 
 # Read by the libraries when they are imported, which they are not yet.
 _BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
@@ -68,14 +68,14 @@ def _debug_everything(ctx: click.Context, _param: click.Parameter, value: bool) 
 
 
 def _paragraph(error: Exception) -> str:
-    """What a person is told of an error."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """An error as a person reads it."""
+    text = f"{type(error).__name__}: {one_line(error, 10_000)}"
     foreseen = isinstance(error, (PncHubError, OSError, ImportError))
     return text if foreseen else f"{text} (not foreseen: the option --debug shows where it came from)"
 
 
-def _show_warning(message: Warning | str, *_place: object, **_line: object) -> None:
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+def _show_warning(message: Warning | str, *_where: object, **_line: object) -> None:
+    click.echo(f"Warning: {one_line(message, 10_000)}", err=True)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

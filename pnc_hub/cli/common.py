@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -29,6 +29,18 @@ cpu = click.option(
 workers = click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that load images.")
 
 
+def clone_option(**kind: Any) -> Callable[..., Any]:
+    """``--clone``, for commands that take one or (``multiple=True``) several."""
+    again = "; may be repeated." if kind.get("multiple") else "."
+    said = f"user/name, user/name@revision or a folder{again}"
+    return click.option("--clone", required=True, shell_complete=completion.folders, help=said, **kind)
+
+
+def photos(option: str, said: str, required: bool = False) -> Callable[..., Any]:
+    """An option that takes photos in any of the forms in which learning takes them."""
+    return click.option(option, required=required, metavar="PHOTOS", shell_complete=completion.folders, help=said)
+
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -42,6 +54,17 @@ def show(text: Callable[[], str], value: Callable[[], Any], as_json: bool) -> No
     click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
 
 
+def show_verdict(found: Any, yes: bool, as_json: bool) -> NoReturn:
+    """Print what a check has found, and leave with 0 for yes and 1 for no."""
+    show(lambda: str(found), found.to_dict, as_json)
+    sys.exit(0 if yes else 1)
+
+
+def listed(title: str, rows: Iterable[tuple[str, Any]]) -> str:
+    """A title, and below it what each row says in one column."""
+    return "\n".join([title, *(f"  {text:<44}{value}" for text, value in rows)])
+
+
 def read(clone: str, revision: str | None = None) -> Clone:
     """The clone of this name, or in this folder."""
     from pnc_hub import Clone
@@ -50,12 +73,12 @@ def read(clone: str, revision: str | None = None) -> Clone:
 
 
 def is_watched() -> bool:
-    """Whether somebody sees a progress bar: one in a file or a pipe is nothing but noise."""
+    """Whether somebody sees a progress bar; in a file or a pipe it would be in the way."""
     return sys.stderr.isatty()
 
 
 def bar(what: str, photos: int) -> tqdm[Any]:
-    """A progress bar that is gone when it is done, and was never there where nobody sees it."""
+    """A progress bar that is removed when it is done, and shown only on a terminal."""
     from tqdm.auto import tqdm
 
     return tqdm(total=photos, desc=what, unit="photo", disable=not is_watched(), leave=False)
@@ -77,5 +100,5 @@ def device(chosen: str | None) -> torch.device:
     """The accelerator of this machine, unless there is none or ``chosen`` is another."""
     import torch
 
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device(chosen or found or "cpu")
+    own = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device(chosen or own or "cpu")

@@ -1,4 +1,4 @@
-"""Completion of commands, options and the values that can be told quickly, by click's own means."""
+"""Completion of commands, options and the values that are quick to find, by click's own means."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ option = click.option(
 
 
 def folders(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The shell knows them best."""
+    """Left to the shell."""
     return [CompletionItem(incomplete, type="dir")]
 
 
 def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The shell knows them best."""
+    """Left to the shell."""
     return [CompletionItem(incomplete, type="file")]
 
 
 def models(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of timm's architectures; once one is written, with the weights there are of it."""
-    found = (name for name in model_names() if name.startswith(incomplete) and ("." not in name or "." in incomplete))
-    return [CompletionItem(name) for name in sorted(found)]
+    names = (name for name in model_names() if name.startswith(incomplete) and ("." not in name or "." in incomplete))
+    return [CompletionItem(name) for name in sorted(names)]
 
 
 def model_names() -> set[str]:

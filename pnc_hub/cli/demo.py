@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from pnc_hub.cloning import clone
+from pnc_hub.cloning.learn import clone
 from pnc_hub.cloning.measuring.evaluate import accuracy, measure
 from pnc_hub.hub.clone import Clone
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from pnc_hub.cli import common, completion, models
+from pnc_hub.cli import common, models
 from pnc_hub.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
     from pnc_hub.artifact.config import SourceConfig
-    from pnc_hub.cloning.images.data import Images
-    from pnc_hub.hub.clone import Clone
 
 _ROWS = (
     ("target_alone", "model alone, its own classes", "percent"),
@@ -31,23 +29,12 @@ _ROWS = (
 
 
 @click.command()
-@click.option(
-    "--clone", required=True, shell_complete=completion.folders, help="user/name, user/name@revision or a folder."
-)
+@common.clone_option()
 @models.of_clone
-@click.option(
-    "--data",
-    required=True,
-    metavar="PHOTOS",
-    shell_complete=completion.folders,
-    help="Photos of the cloned classes: a folder with a folder per class, a tar file, hfds/user/name ...",
+@common.photos(
+    "--data", "Photos of the cloned classes: a folder with a folder per class, a tar file, hfds/user/name ...", True
 )
-@click.option(
-    "--target-data",
-    metavar="PHOTOS",
-    shell_complete=completion.folders,
-    help="Photos of the model's own classes; without them only Tar is measured.",
-)
+@common.photos("--target-data", "Photos of the model's own classes; without them only Tar is measured.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Photos at a time.")
 @common.workers
 @common.cpu
@@ -62,11 +49,15 @@ def evaluate(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure a clone on photos, with no hint which class is whose.
+    """Measure a clone on photos; the model is not told which are of cloned classes.
 
     The photos should be others than those that the clone was learned from.
     """
-    from pnc_hub.cloning.images.data import Images, open_dataset, relabel_cloned, relabel_target
+    from torch.utils.data import DataLoader
+
+    from pnc_hub.cloning.images.classes import relabel_cloned, relabel_target
+    from pnc_hub.cloning.images.data import Images, open_dataset
+    from pnc_hub.cloning.measuring.evaluate import measure
     from pnc_hub.models.preprocess import Preprocess
 
     read = common.read(clone)
@@ -79,32 +70,24 @@ def evaluate(
         own = open_dataset(target_data)
         sides.append(Images(own, wants, relabel_target(target, own, read.labels)))
     counts = [len(side) for side in sides]
-    for count, place, whose in zip(counts, (data, target_data), ("that the clone adds", "of the model"), strict=False):
+    for count, folder, whose in zip(counts, (data, target_data), ("that the clone adds", "of the model"), strict=False):
         if not count:
             raise DataError(
-                f"no photo in {place!r} shows a class {whose}; its folders are to be named as these (those named as cloned"
+                f"no photo in {folder!r} shows a class {whose}; its folders are to be named as these (those named as cloned"
                 " classes are not taken for the model's)"
             )
-    found = _measured(target.to(common.device(device)), read, sides, batch_size, workers)
-    measured = {name: found[name] for name in (*(row[0] for row in _ROWS), "avg_u", "kl")}
+    with common.bar(
+        "evaluate", counts[0] + 2 * sum(counts[1:])
+    ) as bar:  # the model's own are shown without the clone, too
+        cloned, *others = [_Watched(DataLoader(side, batch_size, num_workers=workers), bar) for side in sides]
+        result = measure(target.to(common.device(device)), read, cloned, others[0] if others else None)
+    measured = {name: result[name] for name in (*(row[0] for row in _ROWS), "avg_u", "kl")}
     photos = dict(zip(("cloned", "target"), [*counts, 0], strict=False))
     common.show(
         lambda: _table(f"{model.name} with {clone} on {' and '.join(map(str, counts))} photos", measured),
         lambda: {"model": model.name, "clone": clone, "photos": photos, **measured},
         as_json,
     )
-
-
-def _measured(model: nn.Module, clone: Clone, sides: list[Images], batch_size: int, workers: int) -> dict[str, Any]:
-    """What ``measure`` finds, with a progress bar; ``sides`` are photos of the cloned classes and, perhaps, of the model's."""
-    from torch.utils.data import DataLoader
-
-    from pnc_hub.cloning.measuring.evaluate import measure
-
-    photos = len(sides[0]) + 2 * sum(map(len, sides[1:]))  # the model's own are shown once more, without the clone
-    with common.bar("evaluate", photos) as bar:
-        cloned, *others = [_Watched(DataLoader(side, batch_size, num_workers=workers), bar) for side in sides]
-        return measure(model, clone, cloned, others[0] if others else None)
 
 
 class _Watched:
@@ -122,7 +105,7 @@ class _Watched:
 def _table(title: str, measured: dict[str, Any]) -> str:
     from pnc_hub.report.rows import shown
 
-    return "\n".join([title, *(f"  {text:<44}{shown(measured[name], kind)}" for name, text, kind in _ROWS)])
+    return common.listed(title, ((text, shown(measured[name], kind)) for name, text, kind in _ROWS))
 
 
 def _name_plate(source: SourceConfig) -> nn.Module:

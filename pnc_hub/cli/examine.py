@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 @common.revision
 @common.as_json
 def check(model: models.Model, clone: str, revision: str | None, as_json: bool) -> None:
-    """Would CLONE attach to MODEL, where, and at which cost?
+    """Say whether CLONE would attach to MODEL, where, and at what cost.
 
     CLONE is user/name, user/name@revision or a folder; its weights are not downloaded. MODEL is a name that timm knows, with
     timm's pretrained weights, or hf-hub:user/name. Exit code 0 if it would attach, else 1.
@@ -27,8 +26,7 @@ def check(model: models.Model, clone: str, revision: str | None, as_json: bool) 
     from pnc_hub import check as find_out
 
     found = find_out(model.build(), clone, revision=revision)
-    common.show(lambda: str(found), found.to_dict, as_json)
-    sys.exit(0 if found.attaches else 1)
+    common.show_verdict(found, found.attaches, as_json)
 
 
 @click.command()
@@ -44,8 +42,7 @@ def verify(clone: str, revision: str | None, as_json: bool) -> None:
     from pnc_hub.hub.verification import verify as find_out
 
     found = find_out(clone, revision=revision)
-    common.show(lambda: str(found), found.to_dict, as_json)
-    sys.exit(0 if found.passed else 1)
+    common.show_verdict(found, found.passed, as_json)
 
 
 @click.command()
@@ -57,10 +54,10 @@ def info(clone: str, revision: str | None, as_json: bool) -> None:
 
     CLONE is user/name, user/name@revision or a folder; of it config.json alone is read.
     """
-    found = common.read(clone, revision)
+    read = common.read(clone, revision)
     common.show(
-        lambda: _page(found),
-        lambda: {"repo_id": found.repo_id, "revision": found.revision, "config": found.config.to_dict()},
+        lambda: _page(read),
+        lambda: {"repo_id": read.repo_id, "revision": read.revision, "config": read.config.to_dict()},
         as_json,
     )
 
@@ -78,4 +75,4 @@ def _page(clone: Clone) -> str:
         rows.append(
             (f"adapter {adapter.name}", f"{fits or 'a model without a name'}, read at {adapter.insertion.name}")
         )
-    return "\n".join([name, *(f"  {text:<44}{value}" for text, value in rows), "", str(clone.report)])
+    return "\n".join([common.listed(name, rows), "", str(clone.report)])

@@ -23,12 +23,7 @@ _OPTIONS = (
         "--output", required=True, type=common.FOLDER, help="Folder for the clone: new, empty, or a clone to replace."
     ),
     click.option("--report", "page", type=click.Path(dir_okay=False, path_type=Path), help="Also write an HTML page."),
-    click.option(
-        "--target-data",
-        metavar="PHOTOS",
-        shell_complete=completion.folders,
-        help="Photos of the target's classes; they calibrate the gate.",
-    ),
+    common.photos("--target-data", "Photos of the target's classes; they calibrate the gate."),
     click.option(
         "--locality-budget",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -50,13 +45,13 @@ _OPTIONS = (
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """What both commands can be told."""
+    """The options of both commands."""
     return functools.reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
 
 
 @click.command()
 @models.named("source", "Model that knows the classes: resnet50.a1_in1k, or hf-hub:user/name.")
-@models.named("target", "Model that shall receive them.")
+@models.named("target", "Model that is to receive them.")
 @click.option(
     "--classes",
     "chosen",
@@ -66,12 +61,8 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     shell_complete=completion.files,
     help="File with a class a line (label, index, or label and index), or names with commas between.",
 )
-@click.option(
-    "--data",
-    required=True,
-    metavar="PHOTOS",
-    shell_complete=completion.folders,
-    help="Photos of these classes: a folder with a folder per class, a tar file, hfds/user/name ...",
+@common.photos(
+    "--data", "Photos of these classes: a folder with a folder per class, a tar file, hfds/user/name ...", True
 )
 @click.option("--keep", type=click.FloatRange(0, 1, min_open=True), help="Largest size, as a share of the source's.")
 @click.option("--max-parameters", type=click.IntRange(min=1), help="Largest number of parameters.")
@@ -105,7 +96,7 @@ def clone(
 
     Neither model is changed. Options that are not given are chosen by the method; what they came to is in the report.
     """  # noqa: D301  (the backslash is for click, which takes it for: keep these lines)
-    from pnc_hub.cloning import clone as learn
+    from pnc_hub.cloning.learn import clone as learn
     from pnc_hub.cloning.named import named_arguments
 
     _check_writable(output, page)
@@ -117,7 +108,7 @@ def clone(
         "source_id": source.hub_id(knows),
         "target_id": target.hub_id(receives),
         "license": source.license(knows),
-        **_said(options),
+        **_given(options),
     }
     learned = learn(knows, receives, chosen, data, **given, progress=common.is_watched())
     _write(learned, output, page, as_json)
@@ -125,13 +116,9 @@ def clone(
 
 @click.command()
 @common.clone_argument
-@models.named("target", "One more model that shall receive it.")
-@click.option(
-    "--data",
-    required=True,
-    metavar="PHOTOS",
-    shell_complete=completion.folders,
-    help="Photos, of cloned classes among them; what they show is asked of the source.",
+@models.named("target", "One more model that is to receive it.")
+@common.photos(
+    "--data", "Photos, some of them of cloned classes; the source says what they show, they need no labels.", True
 )
 @click.option("--name", help="Of the adapter; by default the target's architecture and fingerprint.")
 @_options
@@ -147,31 +134,31 @@ def port(
 
     _check_writable(output, page)
     receives = target.build()
-    given = {"target_id": target.hub_id(receives), **_said(options)}
+    given = {"target_id": target.hub_id(receives), **_given(options)}
     ported = extend(clone, receives, data, **given, progress=common.is_watched())
     _write(ported, output, page, as_json)
 
 
-def _said(options: dict[str, Any]) -> dict[str, Any]:
-    """What was said; for the rest the library knows what is best."""
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; the library has defaults for the others."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _check_writable(output: Path, page: Path | None) -> None:
     """Raise ``PublishError`` now, not after an hour of learning, if the result could not be written."""
-    from pnc_hub.hub import folder
+    from pnc_hub.hub.folder import is_replaceable
 
-    if output.exists() and not folder.is_replaceable(output):
+    if output.exists() and not is_replaceable(output):
         raise PublishError(f"{output} holds something else than a clone; choose a new or empty folder as --output")
     if page is not None and page.resolve().is_relative_to(output.resolve()):
         raise PublishError(f"{output} is for the files of a clone alone; write the report {page.name} beside it")
-    for place in (path.resolve().parent for path in (output, page) if path is not None):
-        existing = next(parent for parent in (place, *place.parents) if parent.exists())
+    for parent in (path.resolve().parent for path in (output, page) if path is not None):
+        existing = next(folder for folder in (parent, *parent.parents) if folder.exists())
         try:
             with tempfile.TemporaryDirectory(dir=existing):
                 pass
         except OSError as error:
-            raise PublishError(f"nothing can be written to {place} ({error}); choose another folder") from error
+            raise PublishError(f"nothing can be written to {parent} ({error}); choose another folder") from error
 
 
 def _write(clone: Clone, output: Path, page: Path | None, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pnc_hub.cli import common, completion, models
+from pnc_hub.errors import TargetError
 
 if TYPE_CHECKING:
     from pnc_hub.models.insertion import InsertionPoint
@@ -24,9 +25,9 @@ def demo(output: Path, seed: int, as_json: bool) -> None:
     from pnc_hub.cli import demo as story
 
     say = functools.partial(click.echo, err=as_json)
-    found = story.run(output, seed, say=say, progress=common.is_watched())
+    result = story.run(output, seed, say=say, progress=common.is_watched())
     if as_json:
-        common.show(str, lambda: found, as_json)
+        common.show(str, lambda: result, as_json)
 
 
 @click.command()
@@ -40,17 +41,18 @@ def points(model: str, model_args: dict[str, Any], as_json: bool) -> None:
     """
     import torch
 
+    from pnc_hub.cloning.named import timm_model
     from pnc_hub.models.skeleton import insertion_points
 
     with torch.device("meta"):
-        built = models.timm_model(model, **model_args)
-    found = insertion_points(built)
-    common.show(lambda: _table(found), lambda: [asdict(point) for point in found], as_json)
+        built = timm_model(model, TargetError, **model_args)
+    points = insertion_points(built)
+    common.show(lambda: _table(points), lambda: [asdict(point) for point in points], as_json)
 
 
-def _table(found: tuple[InsertionPoint, ...]) -> str:
+def _table(points: tuple[InsertionPoint, ...]) -> str:
     lines = [f"{'name':<28}{'channels':>9}{'reduction':>11}  {'layout':<6}{'grid':>10}"]
-    for point in found:
+    for point in points:
         grid = f"{point.grid[0]}x{point.grid[1]}"
         lines.append(f"{point.name:<28}{point.channels:>9}{point.reduction:>11}  {point.layout:<6}{grid:>10}")
     return "\n".join(lines)

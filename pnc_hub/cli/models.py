@@ -55,10 +55,18 @@ class Model:
         """The model with its weights, in eval mode: those of the checkpoint if there is one, else those that timm has.
 
         Raises:
-            SourceError, TargetError: timm can not make it.
+            SourceError, TargetError: timm cannot make it.
         """
-        weights = {"checkpoint_path": str(self.checkpoint)} if self.checkpoint else {"pretrained": True}
-        return timm_model(str(self.name), self.role, **{**self.arguments, **weights})
+        from pnc_hub.cloning.named import timm_model
+
+        kind = SourceError if self.role == "source" else TargetError
+        if not self.checkpoint:
+            return timm_model(str(self.name), kind, **{**self.arguments, "pretrained": True})
+        hint = (
+            f"if the weights in {self.checkpoint} belong to another number of classes or another size, say so, as in"
+            f" --{self.role}-args '{{\"num_classes\": 10}}'"
+        )
+        return timm_model(str(self.name), kind, hint, **{**self.arguments, "checkpoint_path": str(self.checkpoint)})
 
     @property
     def structure(self) -> dict[str, Any]:
@@ -67,13 +75,15 @@ class Model:
 
     def license(self, model: nn.Module) -> str | None:
         """What timm knows of the licence of its weights."""
-        return None if self.checkpoint else _cfg(model).get("license")
+        from pnc_hub.models.classifier import pretrained_cfg
+
+        return None if self.checkpoint else pretrained_cfg(model).get("license")
 
     def hub_id(self, model: nn.Module) -> str | None:
         """Where the weights are on the Hub, if that is where they came from."""
-        # a folder may hold the configuration of what its weights were made from
-        at_hand = self.checkpoint is not None or str(self.name).startswith("local-dir:")
-        return None if at_hand else _cfg(model).get("hf_hub_id")
+        from pnc_hub.cloning.named import hub_id_of
+
+        return None if self.checkpoint else hub_id_of(str(self.name), model)
 
     def or_target_of(self, clone: Clone) -> Model:
         """This one; where it has no name, the first target that ``clone`` was made for.
@@ -134,30 +144,3 @@ def named(role: str, text: str, *, argument: bool = False, required: bool = True
 
 
 of_clone = named("model", "Model to attach it to; by default the first that it was made for.", required=False)
-
-
-def timm_model(name: str, role: str = "model", **options: Any) -> nn.Module:
-    """The model of this name in eval mode, with whatever timm finds wrong as one paragraph."""
-    import timm
-
-    try:
-        return timm.create_model(name, **options).eval()
-    except Exception as error:  # timm, torch and the Hub's client each raise errors of their own
-        said = " ".join(str(error).split())[:500] or type(error).__name__
-        path = options.get("checkpoint_path")
-        kind = SourceError if role == "source" else TargetError
-        if path:
-            raise kind(
-                f"timm can not make {name!r} with the weights in {path} ({said}); if they belong to another number of classes"
-                f" or another size, say so, as in --{role}-args '{{\"num_classes\": 10}}'"
-            ) from error
-        raise kind(
-            f"timm can not make {name!r} ({said}); give a name that timm.list_models() lists, hf-hub:user/name or"
-            " local-dir:FOLDER"
-        ) from error
-
-
-def _cfg(model: nn.Module) -> dict[str, Any]:
-    from pnc_hub.models.classifier import pretrained_cfg  # only now: torch takes seconds to import
-
-    return pretrained_cfg(model)

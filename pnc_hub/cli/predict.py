@@ -10,25 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pnc_hub.cli import classes, common, completion, models
+from pnc_hub.cli import classes, common, models
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pnc_hub.cli.photos import Photos
+    from pnc_hub.cloning.images.files import ImageFiles
     from pnc_hub.hub.clone import Clone
 
 
 @click.command()
 @click.argument("photos", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--clone",
-    "clones",
-    multiple=True,
-    required=True,
-    shell_complete=completion.folders,
-    help="user/name, user/name@revision or a folder; may be repeated.",
-)
+@common.clone_option(multiple=True)
 @models.of_clone
 @click.option(
     "--labels",
@@ -41,7 +34,7 @@ if TYPE_CHECKING:
 @common.as_json
 def predict(
     photos: tuple[Path, ...],
-    clones: tuple[str, ...],
+    clone: tuple[str, ...],
     model: models.Model,
     labels: list[str] | None,
     top: int,
@@ -53,32 +46,32 @@ def predict(
     The most likely classes of the model and of the clones that are attached to it, with their probabilities among all; each
     class that comes from a clone is followed by the clone's name. Exit code 1 if a photo could not be read.
     """
-    from pnc_hub.cli.photos import Photos, find
+    from pnc_hub.cloning.images.files import ImageFiles, files_among
 
-    files = find(photos)
-    read = {name: common.read(name) for name in clones}
-    model = model.or_target_of(read[clones[0]])
+    files = files_among(photos)
+    read = {name: common.read(name) for name in clone}
+    model = model.or_target_of(read[clone[0]])
     built = model.build()
     own = _own_labels(built, labels)
-    shown = Photos(files, built)
+    shown = ImageFiles(files, built)
     with common.bar("predict", len(files)) as bar:
-        found = []
+        answers = []
         for answer in _answers(built.to(common.device(device)), own, read, shown, top):
-            found.append(answer)
+            answers.append(answer)
             bar.update()
     unreadable = [{"file": str(path), "error": error} for path, error in shown.unreadable.items()]
     common.show(
-        lambda: "\n".join([f"{model.name} with {', '.join(read)}", *map(_lines, found)]),
-        lambda: {"model": model.name, "clones": list(read), "photos": found, "unreadable": unreadable},
+        lambda: "\n".join([f"{model.name} with {', '.join(read)}", *map(_lines, answers)]),
+        lambda: {"model": model.name, "clones": list(read), "photos": answers, "unreadable": unreadable},
         as_json,
     )
     for path, error in shown.unreadable.items():
-        click.echo(f"{path} can not be read ({error}); give a photo that Pillow opens", err=True)
+        click.echo(f"{path} cannot be read ({error}); give a photo that Pillow opens", err=True)
     sys.exit(1 if unreadable else 0)
 
 
 def _answers(
-    model: nn.Module, own: list[str], clones: dict[str, Clone], photos: Photos, top: int
+    model: nn.Module, own: list[str], clones: dict[str, Clone], photos: ImageFiles, top: int
 ) -> Iterator[dict[str, Any]]:
     """For each photo the most likely classes of ``model`` and ``clones`` together."""
     import torch
@@ -125,9 +118,9 @@ def _own_labels(model: nn.Module, given: list[str] | None) -> list[str]:
         if len(given) != count:
             raise click.UsageError(f"--labels has {len(given)} names, and the model has {count} classes")
         return given
-    known = class_names(model, count)
-    if known:
-        return [spoken(names) for names in known]
+    names = class_names(model, count)
+    if names:
+        return [spoken(aliases) for aliases in names]
     subset = infer_imagenet_subset(model)
     if subset and count > 1000:  # those larger numbers of classes are nobody else's
         info = ImageNetInfo(subset)

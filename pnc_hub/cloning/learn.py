@@ -20,6 +20,7 @@ from pnc_hub import attachment
 from pnc_hub.artifact import checks, files
 from pnc_hub.cloning.fitting import gate as gates
 from pnc_hub.cloning.fitting.refine import Recipe
+from pnc_hub.cloning.images import classes as classes_of
 from pnc_hub.cloning.images import data as images_of
 from pnc_hub.cloning.images.batches import Batches, Split
 from pnc_hub.cloning.measuring.album import Album, class_names_of
@@ -155,7 +156,7 @@ def clone(
     with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         opened = images_of.open_dataset(data, seed)
-        wanted = images_of.resolve_classes(classes, source)
+        wanted = classes_of.resolve_classes(classes, source)
         networks = Networks(source, target, list(wanted.values()), accelerator.device)
         described = source_config(source, dict(source_args or {}), source_id, license, networks)
         size = _size(keep, budget, networks)
@@ -237,16 +238,16 @@ def _sides(
     shown: Any,
 ) -> tuple[images_of.Images, images_of.Images | None, str]:
     """Images of the cloned classes, images of others (the target's, else the source's), and the regime that makes."""
-    relabel = images_of.relabel_cloned(wanted, source, opened)
+    relabel = classes_of.relabel_cloned(wanted, source, opened)
     cloned = images_of.Images(opened, preprocess, relabel)
     missing = sorted(set(range(len(wanted))) - set(cloned.labels))
     if missing:
         raise DataError(f"no images of {', '.join(list(wanted)[position] for position in missing)} in the data")
     if shown is not None:
-        old = images_of.Images(shown, preprocess, images_of.relabel_target(target, shown, wanted))
+        old = images_of.Images(shown, preprocess, classes_of.relabel_target(target, shown, wanted))
         fewest = min(Counter(old.labels).values(), default=0)
         return cloned, old, "R3" if fewest <= FEW else "R4"
-    old = images_of.Images(opened, preprocess, images_of.other_classes(opened, relabel))
+    old = images_of.Images(opened, preprocess, classes_of.other_classes(opened, relabel))
     if len(old) >= FEW:
         return cloned, old, "R2"
     warnings.warn(

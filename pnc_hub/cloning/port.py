@@ -28,6 +28,7 @@ from pnc_hub.cloning import learn
 from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.images import data as images_of
 from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.images.classes import relabel_target
 from pnc_hub.cloning.measuring.evaluate import accuracy, gather, observe
 from pnc_hub.cloning.named import named_model
 from pnc_hub.cloning.networks import Lesson, Reader
@@ -132,7 +133,7 @@ def port(
         bar.update()
         if target_data is not None:
             opened = images_of.open_dataset(target_data, seed)
-            relabel = images_of.relabel_target(target, opened, clone.labels)
+            relabel = relabel_target(target, opened, clone.labels)
             others = images_of.Images(opened, recalled.target.preprocess, relabel)
             covered = learn.covers(others, target)
         own = Split.of(cloned, seed, held_out)

@@ -10,7 +10,7 @@ from hub_fixtures import edit
 
 import pnc_hub
 from cli.running import run, told
-from pnc_hub.cli.photos import Photos
+from pnc_hub.cloning.images.files import ImageFiles
 
 
 def test_all_rows(photos, model, saved_clone):
@@ -19,7 +19,7 @@ def test_all_rows(photos, model, saved_clone):
     found = told("evaluate", *asked)
     assert found["photos"] == {"cloned": 6, "target": 14}
     files = sorted((photos / "own").rglob("*.png"))
-    ((_, batch),) = Photos(files, target)
+    ((_, batch),) = ImageFiles(files, target)
     truth = torch.tensor([int(path.parent.name) for path in files])
     with torch.inference_mode():
         alone = target(batch).argmax(1)

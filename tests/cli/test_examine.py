@@ -50,7 +50,7 @@ class TestCheck:
         assert told("check", *arguments, "--checkpoint", tmp_path / "own.pt")["universal"] is True
 
     @pytest.mark.parametrize(
-        ("content", "said"), [(b"no weights", "with the weights in .*own.pt"), (None, "another number of classes")]
+        ("content", "said"), [(b"no weights", "if the weights in .*own.pt"), (None, "another number of classes")]
     )
     def test_weights_that_do_not_fit(self, tmp_path, saved_clone, content, said):
         torch.save(tiny_model("mobilenet").state_dict(), tmp_path / "own.pt")
@@ -58,4 +58,4 @@ class TestCheck:
             (tmp_path / "own.pt").write_bytes(content)
         result = run("check", "mobilenetv2_035", saved_clone, "--checkpoint", tmp_path / "own.pt")
         assert result.exit_code == 1
-        assert re.match(f"TargetError: timm can not make 'mobilenetv2_035' .*{said}", result.stderr.splitlines()[-1])
+        assert re.match(f"TargetError: timm cannot make 'mobilenetv2_035' .*{said}", result.stderr.splitlines()[-1])

@@ -17,8 +17,8 @@ from torch import nn
 import pnc_hub
 from cli.photographs import named
 from cli.running import run, told
-from pnc_hub.cli.photos import Photos
 from pnc_hub.cli.predict import _own_labels
+from pnc_hub.cloning.images.files import ImageFiles
 
 _numbers = itertools.count()
 
@@ -42,7 +42,7 @@ class TestPredict:
         whose += [(label, str(second)) for label in ("fly", "ant")]
         files = [photos / "cloned" / "bee" / f"{index}.png" for index in range(2)]
         assert [photo["file"] for photo in found["photos"]] == list(map(str, files))
-        ((_, batch),) = Photos(files, target)
+        ((_, batch),) = ImageFiles(files, target)
         pnc_hub.attach(target, saved_clone)
         pnc_hub.attach(target, second, on_collision="allow")
         with torch.inference_mode():
@@ -84,7 +84,7 @@ class TestPredict:
         (folder / "0.png").write_bytes(b"no picture")
         result = run("predict", "--clone", saved_clone, *model, folder, "--json")
         assert result.exit_code == 1
-        assert re.match(r".*0\.png can not be read \(.*\); give a photo", result.stderr.splitlines()[-1])
+        assert re.match(r".*0\.png cannot be read \(.*\); give a photo", result.stderr.splitlines()[-1])
         found = json.loads(result.stdout)
         assert [photo["file"] for photo in found["photos"]] == [str(folder / "1.png")]
         assert [entry["file"] for entry in found["unreadable"]] == [str(folder / "0.png")]

@@ -166,7 +166,7 @@ def test_a_failing_graph_is_told(monkeypatch):
 
     monkeypatch.setattr("pnc_hub.cloning.pruning.localize.units_of", broken)
     _, _, cut, tail, head, local_set = parts("resnet")
-    with pytest.raises(SourceError, match="can not be pruned") as caught:
+    with pytest.raises(SourceError, match="cannot be pruned") as caught:
         prune(tail, head, cut, local_set, 1000)
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -203,7 +203,7 @@ def test_what_is_small_enough_stays_whole():
 @pytest.mark.parametrize("largest", [0, 40])
 def test_the_impossible_is_refused(largest):
     _, _, cut, tail, head, local_set = parts("resnet")
-    with pytest.raises(SourceError, match=r"can not be pruned to .* allow more with keep=, or cut later"):
+    with pytest.raises(SourceError, match=r"cannot be pruned to .* allow more with keep=, or cut later"):
         prune(tail, head, cut, local_set, largest)
 
 

@@ -1,4 +1,4 @@
-"""Models that are given by name: what comes with them, and what can not be loaded."""
+"""Models that are given by name: what comes with them, and what cannot be loaded."""
 
 import json
 
@@ -37,9 +37,9 @@ def test_a_folder_does_not_say_where_its_weights_are_on_the_hub(folder):
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
 def test_what_can_not_be_loaded_is_a_typed_error(folder, damage):
     (folder / damage).write_text("{}")
-    with pytest.raises(SourceError, match="timm can not load 'local-dir:"):
+    with pytest.raises(SourceError, match="timm cannot make 'local-dir:"):
         named_model(f"local-dir:{folder}", None, None)
-    with pytest.raises(TargetError, match="timm can not load 'local-dir:"):
+    with pytest.raises(TargetError, match="timm cannot make 'local-dir:"):
         named_model(f"local-dir:{folder}", None, None, TargetError)
 
 

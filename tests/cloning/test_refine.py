@@ -26,7 +26,7 @@ def loss_of(logits, taught, labels, anchored=False):
 
 
 def goal(taught, labels):
-    """Logits that say exactly what they shall."""
+    """Logits that say exactly what they should."""
     source = torch.cat([taught.cloned, taught.rejected[:, None]], 1).softmax(1)
     truth = torch.zeros_like(source)
     truth[torch.arange(len(labels)), labels] = 1.0  # label -1 is the last column, the reject logit

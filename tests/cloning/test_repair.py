@@ -57,7 +57,7 @@ def test_what_the_others_tell_is_not_lost(kernel, bias):
     with masked(units.groups, [stays.float() for stays in kept]):
         found = (whole(feature) - expected).abs().max()
     assert lost > 0.05
-    assert found < (0.05 if kernel == 1 else 0.1) * lost  # a constant can not be right at the zeros beyond the border
+    assert found < (0.05 if kernel == 1 else 0.1) * lost  # a constant cannot be right at the zeros beyond the border
 
 
 def test_nothing_is_folded_where_nothing_goes():

@@ -2,7 +2,7 @@
 
 With images of most of the target's classes a logistic regression on the scalars of both heads and on the module's features,
 its penalty chosen on held-out images; without them both networks' logits side by side, and the source's own opinion of its
-other classes unless held-out images speak against it. The gate for any target, which can not look at the target's logits, is
+other classes unless held-out images speak against it. The gate for any target, which cannot look at the target's logits, is
 learned on whatever other images there are; with none it is how unusual an image is among those of the cloned classes.
 """
 

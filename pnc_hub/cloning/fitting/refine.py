@@ -33,7 +33,7 @@ class Recipe:
         epochs: number of passes; parts of one count.
         rate: largest learning rate.
         tune: whether the copy of the tail is trained too.
-        universal: whether the tail shall also serve targets without an adapter.
+        universal: whether the tail should also serve targets without an adapter.
         flip: whether a mirrored image shows the same class.
         anchored: whether the level of the clone's logits matters (``distillation_loss``).
     """
@@ -126,7 +126,7 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def distillation_loss(output: tuple[Tensor, ...], lesson: Lesson, labels: Tensor, anchored: bool) -> Tensor:
-    """How far the module is from what it shall say: KL over the cloned classes and "something else".
+    """How far the module is from what it should say: KL over the cloned classes and "something else".
 
     On images of the cloned classes the goal is half the source's distribution, half the label; on the target's images it is
     "something else". Both sides weigh the same, whatever their numbers.

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from timm.data import create_dataset, create_transform
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from pnc_hub.artifact import checks
-from pnc_hub.cloning.images.folders import Photos, readable
+from pnc_hub.cloning.images.folders import ImageFolder
 from pnc_hub.cloning.images.streams import Streamed
-from pnc_hub.errors import DataError, ImageError, PncHubError, SourceError
-from pnc_hub.models import labels
-from pnc_hub.models.classifier import as_classifier
-from pnc_hub.models.labels import same_label
+from pnc_hub.errors import DataError, ImageError, PncHubError
 from pnc_hub.models.preprocess import Preprocess, upright
 
 UNLABELLED = -1
@@ -39,9 +34,11 @@ class Images(Dataset[Any]):
     def __init__(self, dataset: Any, preprocess: Preprocess, relabel: Mapping[int, int] | None) -> None:
         """``relabel`` maps a label of ``dataset`` to ours; images of other labels are left out. None: all, unlabelled."""
         self.dataset, self.preprocess = dataset, preprocess
-        given = [UNLABELLED] * len(dataset) if relabel is None else _labels(dataset)
+        given = [UNLABELLED] * len(dataset) if relabel is None else labels_of(dataset)
         relabel = {UNLABELLED: UNLABELLED} if relabel is None else relabel
-        self.indices = readable(dataset, [index for index, label in enumerate(given) if label in relabel])
+        self.indices = [index for index, label in enumerate(given) if label in relabel]
+        if isinstance(dataset, ImageFolder):
+            self.indices = dataset.readable(self.indices)
         self.labels = [relabel[given[index]] for index in self.indices]
         self.transform = _transform(preprocess)
 
@@ -83,7 +80,7 @@ def open_dataset(data: Any, seed: int = 0) -> Any:
             images in the same order to each.
 
     Raises:
-        DataError: it is none of these, or can not be read, or a package for it is missing.
+        DataError: it is none of these, or cannot be read, or a package for it is missing.
     """
     name = str(data) if isinstance(data, (str, Path)) else None
     if name is not None:
@@ -110,15 +107,9 @@ def _failing(what: str, read: Any, *arguments: Any) -> Any:
 
 
 def _opened(name: str) -> Any:
-    from timm.data import create_dataset
-    from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-
     path = Path(name)
-    if (path.is_file() and path.suffix == ".tar") or (path.is_dir() and any(path.glob("*.tar"))):
-        # without its cache, which it writes beside the data
-        return Photos.of(name, reader=ReaderImageInTar(name, cache_tarinfo=False))
-    if path.is_dir():
-        return Photos.of(name)
+    if path.is_dir() or (path.is_file() and path.suffix == ".tar"):
+        return ImageFolder(name)
     kind, _, rest = name.partition("/")
     if kind.lower() not in READERS or not rest:
         raise DataError(
@@ -158,116 +149,16 @@ def _unshard(reader: Any) -> None:
 
 def class_names(dataset: Any) -> list[str] | None:
     """Names of the labels 0, 1, ... of ``dataset``, or None where it has none."""
-    places = (getattr(dataset, "reader", None), dataset)
-    found = (getattr(place, name, None) for place in places for name in ("class_to_idx", "class_name_to_idx"))
-    to_index = next(filter(None, found), None)
+    owners = (getattr(dataset, "reader", None), dataset)
+    recorded = (getattr(owner, name, None) for owner in owners for name in ("class_to_idx", "class_name_to_idx"))
+    to_index = next(filter(None, recorded), None)
     if to_index:
         return [str(name) for name, _ in sorted(to_index.items(), key=lambda item: item[1])]
     names = getattr(dataset, "classes", None)
     return [str(name) for name in names] if names is not None else None
 
 
-def resolve_classes(classes: Mapping[str, int] | Sequence[str | int], source: nn.Module) -> dict[str, int]:
-    """Label -> row of the source's head.
-
-    Args:
-        classes: a mapping, or labels or indices of the source's classes.
-        source: the source.
-
-    Raises:
-        SourceError: a class is not one of the source's, or is named twice.
-    """
-    count = as_classifier(source).num_classes
-    known = labels.class_names(source, count)
-    if isinstance(classes, str):
-        raise SourceError(f"classes are a list or a mapping, received the text {classes!r:.80}; give [{classes!r:.80}]")
-    if isinstance(classes, Mapping):
-        resolved = [(str(label), _plain(index)) for label, index in classes.items()]
-    else:
-        resolved = [_resolve(_plain(entry), known, source, count) for entry in classes]
-    for label, index in resolved:
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
-            raise SourceError(f"class {label!r} is index {index!r}, and the source has classes 0 to {count - 1}")
-        try:
-            checks.text(label)
-        except ValueError as error:
-            raise SourceError(f"a class can not have this name: {error}") from None
-    different = {index for _, index in resolved}, {same_label(label) for label, _ in resolved}
-    if not resolved or any(len(values) != len(resolved) for values in different):
-        raise SourceError(f"give at least one class, each once and under its own name; received {list(classes)!r:.200}")
-    return dict(resolved)
-
-
-def relabel_cloned(classes: dict[str, int], source: nn.Module, dataset: Any) -> dict[int, int]:
-    """Label of the data set -> position among the cloned classes.
-
-    Without names the data set's labels are the source's class indices; with names they are matched to the cloned labels, to
-    the other names that the source's classes go by, and to their indices.
-    """
-    names, known = class_names(dataset), labels.class_names(source, as_classifier(source).num_classes)
-    if names is None:
-        return {index: position for position, index in enumerate(classes.values())}
-    label_of = {same_label(name): label for label, name in enumerate(names)}
-    mapped = {}
-    for position, (label, index) in enumerate(classes.items()):
-        aliases = (label, str(index), *(known[index] if known else ()))
-        found = next((label_of[same_label(alias)] for alias in aliases if same_label(alias) in label_of), None)
-        if found is None:
-            raise DataError(
-                f"no images of class {label!r} (source index {index}): the data has {', '.join(names[:20])}. Name its folder"
-                f" {label!r} or {str(index)!r}"
-            )
-        mapped[found] = position
-    return mapped
-
-
-def relabel_target(target: nn.Module, dataset: Any, cloned: Iterable[str]) -> dict[int, int]:
-    """Label of the data set -> index of the target's class, or -1 for all where the names do not tell.
-
-    Images of classes that have the name of a ``cloned`` one are left out: they are no examples of anything else.
-    """
-    names, count = class_names(dataset), as_classifier(target).num_classes
-    if names is None:
-        return {index: index for index in range(count)}
-    known = labels.class_names(target, count)
-    if known is None and len(names) == count:
-        return {index: index for index in range(count)}
-    index_of = {same_label(name): index for index, aliases in enumerate(known or ()) for name in aliases}
-    new = {same_label(label) for label in cloned}
-    mapped = {label: index_of.get(same_label(name)) for label, name in enumerate(names) if same_label(name) not in new}
-    known_ones = {label: index for label, index in mapped.items() if index is not None}
-    return known_ones if len(known_ones) == len(mapped) else dict.fromkeys(mapped, UNLABELLED)
-
-
-def other_classes(dataset: Any, cloned: Mapping[int, int]) -> dict[int, int]:
-    """Label of the data set -> -1, for the labels that are not cloned."""
-    return {label: UNLABELLED for label in set(_labels(dataset)) - set(cloned)}
-
-
-def _plain(value: Any) -> Any:
-    """The same number as an int where it is an integer of another type (numpy's)."""
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
-
-
-def _resolve(entry: Any, known: list[tuple[str, ...]] | None, source: nn.Module, count: int) -> tuple[str, int]:
-    if isinstance(entry, int):
-        return (labels.spoken(known[entry]) if known and 0 <= entry < count else str(entry)), entry
-    if not isinstance(entry, str):
-        raise SourceError(f"a class is named by its label or its index, received {entry!r:.80}")
-    same = [index for index, names in enumerate(known or []) if same_label(entry) in map(same_label, names)]
-    if len(same) != 1:
-        close = difflib.get_close_matches(entry, [name for names in known or [] for name in names], 3, 0.7)
-        first = ", ".join(map(labels.spoken, (known or [])[:10]))
-        have = f"its classes are {first} ..." if known else "it does not record the names of its classes"
-        raise SourceError(
-            f"{entry!r} names {len(same)} of the {count} classes of {type(source).__name__}:"
-            f" {f'did you mean {close[0]!r}?' if close else f'{have}.'} Or give a mapping from label to class index, as in"
-            " classes={'heron': 131}"
-        )
-    return entry, same[0]
-
-
-def _labels(dataset: Any) -> list[int]:
+def labels_of(dataset: Any) -> list[int]:
     """Label of every image, without reading the images if the dataset allows it."""
     reader: Any = getattr(dataset, "reader", None)
     targets: Any = getattr(dataset, "targets", None)
@@ -286,8 +177,6 @@ def _labels(dataset: Any) -> list[int]:
 
 
 def _transform(preprocess: Preprocess) -> Any:
-    from timm.data import create_transform
-
     return create_transform(
         preprocess.input_size,
         is_training=False,

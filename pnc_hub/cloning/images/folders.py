@@ -1,20 +1,42 @@
-"""Photos in folders and tar files: each is itself, or is left out and said so."""
+"""Photos in folders and tar files: which files are photos, and a data set of them in which each is itself or is left out."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from PIL import Image
 from timm.data import ImageDataset
+from timm.data.readers.reader import Reader
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from pnc_hub.errors import DataError
+from pnc_hub.errors import DataError, one_line
 from pnc_hub.models.preprocess import UNREADABLE
 
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-class Photos(ImageDataset):
-    """timm's, which in place of a photo that can not be read would give the next one, whatever that shows."""
+
+def find(folder: Path) -> list[Path]:
+    """The photos in ``folder`` and the folders in it, by their endings, in order; hidden files are left out."""
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+    return sorted(path for path in files if path.is_file())
+
+
+class ImageFolder(ImageDataset):
+    """Photos labelled by their folders; timm's would give the next one in place of a photo that cannot be read."""
+
+    def __init__(self, root: str) -> None:
+        """``root`` is a folder with a folder per class, a tar file of such, or a folder of tar files, one per class."""
+        path = Path(root)
+        if path.is_dir() and not any(path.glob("*.tar")):
+            if not find(path):
+                raise DataError(f"there is no photo in {root!r}; looked for files that end in {', '.join(ENDINGS)}")
+            reader: Reader = ReaderImageFolder(root, input_key=";".join(ENDINGS))
+        else:  # without its cache, which it writes beside the data
+            reader = ReaderImageInTar(root, cache_tarinfo=False)
+        super().__init__(root, reader=reader)  # type: ignore[no-untyped-call]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         file, label = self.reader[index][:2]
@@ -22,25 +44,22 @@ class Photos(ImageDataset):
             image = Image.open(file)
             image.load()
         except UNREADABLE as error:
-            raise DataError(f"{self.name(index)!r} can not be read ({error}); mend it or take it out") from error
+            raise DataError(
+                f"{self.name(index)!r} cannot be read ({one_line(error)}); mend it or take it out"
+            ) from error
         return image, -1 if label is None else label
-
-    @classmethod
-    def of(cls, *arguments: Any, **options: Any) -> Photos:
-        """As ``ImageDataset``, which has no annotations."""
-        return cls(*arguments, **options)
 
     def name(self, index: int) -> str:
         """Of the file."""
         return str(self.filename(index))  # type: ignore[no-untyped-call]
 
     def readable(self, indices: Sequence[int]) -> list[int]:
-        """Those of ``indices`` whose files are images, by their first bytes; a warning tells of others."""
+        """Those of ``indices`` whose files are images, by their first bytes; a warning names what is left out."""
         kept = [index for index in indices if self._is_image(index)]
         if len(kept) < len(indices):
             left_out = sorted(set(indices) - set(kept))
             warnings.warn(
-                f"{len(left_out)} of {len(indices)} photos can not be read and are left out:"
+                f"{len(left_out)} of {len(indices)} photos cannot be read and are left out:"
                 f" {self.name(left_out[0])!r}{' ...' if left_out[1:] else ''}",
                 stacklevel=4,
             )
@@ -52,8 +71,3 @@ class Photos(ImageDataset):
                 return True
         except UNREADABLE:
             return False
-
-
-def readable(dataset: Any, indices: list[int]) -> list[int]:
-    """Those of ``indices`` whose items can be read, as far as that is known before they are."""
-    return dataset.readable(indices) if isinstance(dataset, Photos) else indices

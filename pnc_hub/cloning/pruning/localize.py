@@ -65,7 +65,7 @@ def prune(
         The pruned (tail, head); the same architecture with fewer channels and heads.
 
     Raises:
-        SourceError: it can not be made that small.
+        SourceError: it cannot be made that small.
     """
     classes = head.out_features - 1 if classes is None else classes
     size = parameters(tail) + parameters(head)
@@ -91,7 +91,7 @@ def prune(
         repair.after(pruned, rows, original, batches, repairs)
         return pruned, rows
     raise SourceError(
-        f"the source after {cut.name!r} can not be pruned to {largest:,} parameters (it has {size:,}); allow more with keep=,"
+        f"the source after {cut.name!r} cannot be pruned to {largest:,} parameters (it has {size:,}); allow more with keep=,"
         " or cut later"
     ) from failure
 

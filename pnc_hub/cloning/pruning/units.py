@@ -145,7 +145,7 @@ def _channels(whole: nn.Sequential, example: Tensor) -> Iterator[Group]:
 
 
 def _group(found: Any, graph: Any) -> Group | None:
-    """What Torch-Pruning found, or None where it can not be told which input is whose."""
+    """What Torch-Pruning found, or None where it cannot be told which input is whose."""
     coupled = max(_coupled(dep.target.module) for dep, _ in found)
     count = len(found[0].idxs) // coupled
     readers, shares = [], []

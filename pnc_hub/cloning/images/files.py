@@ -1,4 +1,4 @@
-"""Photos on disk: found, opened, and brought to a model."""
+"""Photos that are only to be answered: read from disk and brought to a model, a few at a time."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timm.data import create_transform, get_img_extensions, resolve_model_data_config
+from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from pnc_hub.errors import DataError
+from pnc_hub.cloning.images.folders import ENDINGS, find
+from pnc_hub.errors import DataError, one_line
 from pnc_hub.models.preprocess import UNREADABLE, Preprocess, upright
 
 BATCH = 16
 
 
-def find(paths: Iterable[Path]) -> list[Path]:
-    """The files among ``paths``, and the images in the folders among them.
+def files_among(paths: Iterable[Path]) -> list[Path]:
+    """The files among ``paths``, and the photos in the folders among them.
 
     Raises:
         DataError: a folder has none.
     """
-    kinds, found = get_img_extensions(as_set=True), []
+    files: list[Path] = []
     for path in paths:
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in kinds and file.is_file())
-        if path.is_dir() and not inside:
-            raise DataError(f"there is no photo in {path}; looked for files that end in {', '.join(sorted(kinds))}")
-        found += inside if path.is_dir() else [path]
-    return found
+        inside = find(path) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"there is no photo in {path}; looked for files that end in {', '.join(ENDINGS)}")
+        files += inside
+    return files
 
 
-class Photos:
+class ImageFiles:
     """Photos as ``model`` wants them: timm's preprocessing for its weights, at the size that it was built for.
 
     Attributes:
@@ -50,11 +51,10 @@ class Photos:
     def __iter__(self) -> Iterator[tuple[list[Path], Tensor]]:
         """Files and what they show [B, C, H, W], ``BATCH`` at a time."""
         for start in range(0, len(self.files), BATCH):
-            read = [
-                (path, image) for path in self.files[start : start + BATCH] if (image := self._open(path)) is not None
-            ]
-            if read:
-                yield [path for path, _ in read], torch.stack([image for _, image in read])
+            read = [(path, self._open(path)) for path in self.files[start : start + BATCH]]
+            images = {path: image for path, image in read if image is not None}
+            if images:
+                yield list(images), torch.stack(list(images.values()))
 
     def _open(self, path: Path) -> Tensor | None:
         try:
@@ -62,5 +62,5 @@ class Photos:
                 shown: Tensor = self.transform(upright(image, self.channels))
                 return shown
         except UNREADABLE as error:
-            self.unreadable[path] = " ".join(str(error).split())
+            self.unreadable[path] = one_line(error)
             return None
