@@ -49,7 +49,7 @@ def evaluate(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure a clone on photos; the model is not told which are of cloned classes.
+    """Measure a clone on photos of old and new classes together.
 
     The photos should be others than those that the clone was learned from.
     """

@@ -8,34 +8,31 @@ says what they show. Everything is solved in closed form. Tail and head stay as 
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from pnc_hub.artifact import checks, files
-from pnc_hub.artifact.config import AdapterConfig
+from pnc_hub.artifact import files
 from pnc_hub.attachment import plan
-from pnc_hub.cloning import learn
 from pnc_hub.cloning.fitting import stitch
-from pnc_hub.cloning.images import data as images_of
-from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.images.batches import PARTS, Batches
 from pnc_hub.cloning.images.classes import relabel_target
-from pnc_hub.cloning.measuring.evaluate import accuracy, gather, observe
+from pnc_hub.cloning.images.data import UNLABELLED, Images
+from pnc_hub.cloning.images.sides import FEW, covered_by
+from pnc_hub.cloning.measuring.evaluate import accuracy, gather
 from pnc_hub.cloning.named import named_model
 from pnc_hub.cloning.networks import Lesson, Reader
 from pnc_hub.cloning.package import extend
-from pnc_hub.cloning.search import select
 from pnc_hub.cloning.search.curve import Judged, judge
 from pnc_hub.cloning.search.learned import Learned, with_gates
+from pnc_hub.cloning.search.select import search_pairs
+from pnc_hub.cloning.session import MAX_REPORT_IMAGES, Session
 from pnc_hub.errors import DataError, SourceError, TargetError
 from pnc_hub.hub.clone import Clone, open_clone
 from pnc_hub.models.architecture import Architecture
@@ -43,12 +40,12 @@ from pnc_hub.models.classifier import as_classifier
 from pnc_hub.models.fingerprint import matches
 from pnc_hub.models.insertion import InsertionPoint
 from pnc_hub.module import CloneModule
-from pnc_hub.report.figures import curve_metrics
 
 # Images that are looked at; of each side so many make the adapter, which nothing refines later.
 MAX_IMAGES, MAX_RIDGE_IMAGES = 10_000, 1000
 POOR = 0.3  # share of the variance of the source's logits
-PARTS = 4  # an image at least for each part of ``Split``
+# What the report of a port says of the target with the clone, beside the agreement with the source.
+MEASURED = ("target_alone", "ori", "diverted", "missed", "auroc", "kl", "restored")
 
 
 def port(
@@ -72,7 +69,7 @@ def port(
 
     Args:
         clone: a clone with the source's first layers (``pnc_hub.clone(..., universal=True)``), or the id or folder of one.
-        target: timm model that shall receive it, or the name of a pretrained one.
+        target: timm model that is to receive it, or the name of a pretrained one.
         images: what the target will be shown, cloned classes among it, in the forms that ``pnc_hub.clone`` takes for
             ``data``. Labels are not read: the source, through its own first layers, says which images show a cloned class.
         target_data: images of the target's classes, as for ``pnc_hub.clone``; the gate is then learned and calibrated on
@@ -104,51 +101,45 @@ def port(
         >>> ported = pnc_hub.port("user/clone-birds", "vit_small_patch16_224", "photos/")  # doctest: +SKIP
         >>> ported.push_to_hub("user/clone-birds")  # doctest: +SKIP
     """
-    started = time.perf_counter()
-    if not (locality_budget is None or 0 < locality_budget < 1) or not 0 < held_out < 0.33:
-        raise ValueError(
-            f"locality_budget is in (0, 1), held_out above 0 and below 0.33; {locality_budget=} {held_out=}"
-        )
-    if batch_size < 1 or workers < 0 or seed < 0:
-        raise ValueError(f"batch_size is at least 1, workers and seed at least 0; {batch_size=} {workers=} {seed=}")
-    checks.hub_id(target_id)
+    session = Session(
+        locality_budget=locality_budget,
+        held_out=held_out,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        device=device,
+        progress=progress,
+        hub_ids=(target_id,),
+    )
     clone = open_clone(clone)
     target, target_id, _ = named_model(target, target_id, None, TargetError)
     target = plan.unwrapped(target)
     plan.check_target(target)
     _check_new(clone, target)
-    accelerator = Accelerator(cpu=device == "cpu", dataloader_config=DataLoaderConfiguration(even_batches=False))
-    with (
-        torch.random.fork_rng(),
-        torch.inference_mode(False),
-        torch.no_grad(),
-        tqdm(desc="port", total=4, disable=not (progress and accelerator.is_main_process), leave=False) as bar,
-    ):
-        torch.manual_seed(seed)
-        recalled = Recalled(clone, target, accelerator.device)
-        shown = images_of.Images(images_of.open_dataset(images, seed), recalled.target.preprocess, None)
+    with session.running("port", total=4) as bar, torch.no_grad():
+        recalled = Recalled(clone, target, session.accelerator.device)
+        shown = Images(session.open(images), recalled.target.preprocess, None)
         _draw(shown, seed)
-        loader = accelerator.prepare(DataLoader(shown, batch_size, num_workers=workers))
+        loader = session.accelerator.prepare(DataLoader(shown, batch_size, num_workers=workers))
         cloned, others, covered = _sorted(recalled, shown, loader, clone.labels, target_data is None)
         bar.update()
         if target_data is not None:
-            opened = images_of.open_dataset(target_data, seed)
-            relabel = relabel_target(target, opened, clone.labels)
-            others = images_of.Images(opened, recalled.target.preprocess, relabel)
-            covered = learn.covers(others, target)
-        own = Split.of(cloned, seed, held_out)
-        old = None if others is None else Split.of(others, seed, held_out)
-        learn.check_budget(locality_budget, old if target_data is not None else None)
-        batches = Batches(own, old, accelerator, batch_size, workers, seed, covered)
+            opened = session.open(target_data)
+            others = Images(opened, recalled.target.preprocess, relabel_target(target, opened, clone.labels))
+            covered = covered_by(others, target)
+        batches = session.batches(cloned, others, of_target=target_data is not None, covered=covered)
         learned, curve = _fitted(recalled, batches, insertion, locality_budget, bar)
         result, adapter = extend(clone, learned, recalled.target, target, target_id, name)
-        result.curve = tuple(judged.row() for judged in curve)
-        adapter.metrics = {
-            **adapter.metrics,
-            **_measured(result, adapter, learned, recalled, batches),
-            **curve_metrics(result.curve),
-            "locality_budget": locality_budget,
-            "seconds": round(time.perf_counter() - started, 2),
+        observed, facts = session.report(result, adapter, learned, recalled, batches, curve)
+        shares, series = observed.shares(), observed.series()
+        adapter.metrics |= {
+            **{name: shares[name] for name in MEASURED},
+            **{name: value for name, value in series.items() if name.startswith(("gate.", "held_out."))},
+            **facts,
+            "agreement": shares["tar"],
+            "agreement_among_cloned": _agreement(learned, recalled, batches),
+            "adapter_bytes": result.nbytes(adapter.file),
+            "regime": "ported",
         }
         bar.update()
         if learned.match < POOR:
@@ -157,8 +148,7 @@ def port(
                 " hardly work with this target; give more images, or a target that sees what the source does",
                 stacklevel=2,
             )
-    everywhere: list[Clone] = broadcast_object_list([result])
-    return everywhere[0]
+    return session.ended(result, adapter)
 
 
 class Recalled:
@@ -211,20 +201,20 @@ def _check_new(clone: Clone, target: nn.Module) -> None:
             )
 
 
-def _draw(shown: images_of.Images, seed: int) -> None:
+def _draw(shown: Images, seed: int) -> None:
     """Keep at most ``MAX_IMAGES``."""
     order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))[:MAX_IMAGES]
-    _keep(shown, order.sort().values.tolist(), [images_of.UNLABELLED] * len(order))
+    _keep(shown, order.sort().values.tolist(), [UNLABELLED] * len(order))
 
 
-def _keep(images: images_of.Images, positions: list[int], labels: list[int]) -> images_of.Images:
+def _keep(images: Images, positions: list[int], labels: list[int]) -> Images:
     images.indices, images.labels = [images.indices[position] for position in positions], labels
     return images
 
 
 def _sorted(
-    recalled: Recalled, shown: images_of.Images, loader: Iterable[Any], labels: tuple[str, ...], alone: bool
-) -> tuple[images_of.Images, images_of.Images | None, bool]:
+    recalled: Recalled, shown: Images, loader: Iterable[Any], labels: tuple[str, ...], alone: bool
+) -> tuple[Images, Images | None, bool]:
     """Images that the source takes for cloned classes, labelled as it does, and the others.
 
     Returns:
@@ -254,7 +244,7 @@ def _sorted(
     usable = (taken & ~few[of_source]).nonzero().flatten().tolist()
     rest = (~taken).nonzero().flatten().tolist()
     cloned = _keep(copy.copy(shown), usable, of_source[usable].tolist())
-    if len(rest) < learn.FEW:
+    if len(rest) < FEW:
         if alone:
             warnings.warn(
                 "the source takes nearly all images for cloned classes, so nothing can be said of what the gate does to others:"
@@ -262,7 +252,7 @@ def _sorted(
                 stacklevel=3,
             )
         return cloned, None, False
-    others = _keep(copy.copy(shown), rest, [images_of.UNLABELLED] * len(rest))
+    others = _keep(copy.copy(shown), rest, [UNLABELLED] * len(rest))
     return (
         cloned,
         others,
@@ -274,7 +264,7 @@ def _fitted(
     recalled: Recalled, batches: Batches, insertion: str | None, budget: float | None, bar: tqdm[Any]
 ) -> tuple[Learned, list[Judged]]:
     """The best adapter before the clone's own tail and head, with its gate; and the places there were to choose from."""
-    pairs = select.search_pairs(recalled, (insertion, recalled.cut.name))
+    pairs = search_pairs(recalled, (insertion, recalled.cut.name))
     fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES) for part in ("fit", "choose"))
     candidates = stitch.search(recalled, batches.accelerator, fit, held_out, pairs, batches.seed)
     bar.update()
@@ -285,27 +275,12 @@ def _fitted(
     return with_gates(module, curve[0], recalled, batches, budget, universal=False), curve
 
 
-def _measured(
-    result: Clone, adapter: AdapterConfig, learned: Learned, recalled: Recalled, batches: Batches
-) -> dict[str, Any]:
-    """How the target answers with the new adapter, on the part that no choice was made on; the source's word is the truth."""
-    old = batches.loader([batches.target.report], most=learn.MAX_REPORT_IMAGES) if batches.target else None
-    cloned = batches.loader([batches.cloned.report], most=learn.MAX_REPORT_IMAGES)
-    seen = observe(recalled.target.model, result, cloned, old)
-    found = seen.shares()
+def _agreement(learned: Learned, recalled: Recalled, batches: Batches) -> float:
+    """How often the clone's answer is the source's, no matter what the gate says, on the part that no choice was made on."""
     module, point = learned.module.to(recalled.device), learned.insertion.name
-    given = gather(lambda images: {"logits": module(recalled.target.feature(images, point))[0]}, cloned)
-    return {
-        "agreement": found["tar"],
-        "agreement_among_cloned": accuracy(given["logits"], given["labels"]),
-        **{name: found[name] for name in ("target_alone", "ori", "diverted", "missed", "auroc", "kl", "restored")},
-        **{name: value for name, value in seen.series().items() if name.startswith(("gate.", "held_out."))},
-        "insertion": point,
-        "cut": learned.cut.name,
-        "match": learned.match,
-        "kept_parameters": learned.parameters(),
-        "bytes": result.nbytes(files.WEIGHTS, adapter.file),
-        "adapter_bytes": result.nbytes(adapter.file),
-        "regime": "ported",
-        "images": batches.used,
-    }
+
+    def answers(images: Tensor) -> dict[str, Tensor]:
+        return {"logits": module(recalled.target.feature(images, point))[0]}
+
+    given = gather(answers, batches.sides("report", MAX_REPORT_IMAGES)[0])
+    return accuracy(given["logits"], given["labels"])

@@ -17,6 +17,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from pnc_hub.cloning.images.data import UNLABELLED, Images
 from pnc_hub.errors import DataError
 
+PARTS = 4  # of a split; each class has an image at least in each
+
 
 @dataclass(frozen=True)
 class Split:
@@ -41,9 +43,9 @@ class Split:
         parts: tuple[list[int], ...] = ([], [], [], [])
         for label in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == label))
-            if len(members) < len(parts):
+            if len(members) < PARTS:
                 raise DataError(
-                    f"class {label} has {len(members)} images; {len(parts)} at least are needed: to learn, to choose,"
+                    f"class {label} has {len(members)} images; {PARTS} at least are needed: to learn, to choose,"
                     " to calibrate and to report"
                 )
             held = max(1, round(held_out * len(members)))
