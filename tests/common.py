@@ -1,6 +1,8 @@
 """Tiny models of many families, and clones between them that are real in everything but that nothing was learned."""
 
 import copy
+import hashlib
+from pathlib import Path
 
 import timm
 import torch
@@ -116,6 +118,11 @@ def _made(
 
 def images(count: int = 4, seed: int = 0, side: int = SIDE, channels: int = 3) -> torch.Tensor:
     return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _random_gate(head: nn.Linear) -> Gate:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from common import sha256
 from huggingface_hub import HfApi
 from loopback_hub import LoopbackHub
 
@@ -81,5 +82,5 @@ def change_weights(folder: Path) -> Path:
     tensors = files.safetensors.torch.load_file(path)
     tensors["head.bias"] += 1 + next(_numbers)
     path.write_bytes(files.tensor_bytes(tensors))
-    edit(folder, lambda config: config["files"].update({"model.safetensors": files.sha256(path)}))
+    edit(folder, lambda config: config["files"].update({"model.safetensors": sha256(path)}))
     return folder

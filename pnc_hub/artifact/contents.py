@@ -156,7 +156,7 @@ class Contents:
                 sizes[file] = self.storage.header(file).size
             else:
                 tensors, header = files.without_memory(expected), self.storage.header(file, self._digest(file))
-                files.check_specs(header.tensors, expected, file)
+                header.check(expected)
                 sizes[file] = absent[file] = header.size
             return tensors
 
@@ -170,7 +170,7 @@ class Contents:
             tensors = self.tensors.get(files.PROBE)
             if tensors is None:
                 path = self.storage.path(files.PROBE, self.recorded.get(files.PROBE), files.MAX_PROBE_BYTES)
-                expected = probe.expected(self.config, files.read_header(path, files.PROBE))
+                expected = probe.expected(self.config, files.read_header(path, files.PROBE).tensors)
                 tensors = self.read(files.PROBE, expected)
         prefix = f"{adapter.name}/"
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -54,16 +54,54 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of such a tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     @classmethod
     def of(cls, tensor: Tensor) -> TensorSpec:
         """The specification that ``tensor`` meets."""
         return cls(tuple(tensor.shape), tensor.dtype)
 
 
-def sha256(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@dataclass(frozen=True)
+class Header:
+    """What the header of a file claims of its tensors; ``check`` believes none of it.
+
+    Attributes:
+        file: its name inside the artifact.
+        size: bytes of the file.
+        tensors: shape and dtype by name.
+        spans: where after the header each tensor begins and ends, in the file's order.
+        data: bytes after the header.
+    """
+
+    file: str
+    size: int
+    tensors: dict[str, TensorSpec]
+    spans: dict[str, tuple[int, int]]
+    data: int
+
+    def check(self, expected: dict[str, TensorSpec]) -> None:
+        """Raise ``MalformedArtifactError`` unless the file is ``expected`` tensor after tensor, and nothing else."""
+        missing, surplus = sorted(expected.keys() - self.tensors.keys()), sorted(self.tensors.keys() - expected.keys())
+        if missing or surplus:
+            found = f"missing {missing[:3]}, surplus {surplus[:3]!r:.200}"
+            raise self._error(f"its tensors are not those of the configuration: {found}")
+        for name, spec in expected.items():
+            if self.tensors[name] != spec:
+                raise self._error(f"tensor {name!r} is {self.tensors[name]!s:.200}, the configuration needs {spec}")
+        end = 0
+        for name, span in self.spans.items():
+            start, end = end, end + expected[name].nbytes
+            if span != (start, end):
+                raise self._error("its tensors overlap or leave a hole")
+        if end != self.data:
+            raise self._error("its tensors do not cover the file")
+
+    def _error(self, reason: str) -> MalformedArtifactError:
+        return MalformedArtifactError(reason, file=self.file)
 
 
 def read_json(path: Path, file: str) -> Any:
@@ -138,10 +176,10 @@ def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str, file:
     return tensors
 
 
-def read_header(path: Path, file: str) -> dict[str, TensorSpec]:
-    """Names, shapes and dtypes of a safetensors file, from its header alone; offsets must cover the file exactly."""
+def read_header(path: Path, file: str) -> Header:
+    """What the header of a safetensors file claims; nothing else of it is read."""
     with _opened(path, MAX_FILE_BYTES, file) as (stream, size):
-        return {name: spec for name, (spec, _) in parse_header(stream, size, file).items()}
+        return parse_header(stream, size, file)
 
 
 def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
@@ -216,18 +254,17 @@ class _Hashed:
 
 def most_bytes(expected: dict[str, TensorSpec]) -> int:
     """The largest size of a file that holds the ``expected`` tensors."""
-    needed = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in expected.values())
+    needed = sum(spec.nbytes for spec in expected.values())
     return min(8 + MAX_HEADER_BYTES + needed, MAX_FILE_BYTES)
 
 
 def _fill(stream: _Hashed, size: int, expected: dict[str, TensorSpec], file: str) -> dict[str, Tensor]:
     """The tensors of a file at whose beginning ``stream`` is; each has memory of its own, aligned as torch aligns it."""
-    found = parse_header(stream, size, file)
-    specs = {name: spec for name, (spec, _) in found.items()}
-    check_specs(specs, expected, file)
+    header = parse_header(stream, size, file)
+    header.check(expected)
     tensors = {}
-    for name in sorted(found, key=lambda name: found[name][1]):
-        tensor = tensors[name] = torch.empty(specs[name].shape, dtype=specs[name].dtype, device="cpu")
+    for name in header.spans:
+        tensor = tensors[name] = torch.empty(expected[name].shape, dtype=expected[name].dtype, device="cpu")
         if not stream.fill(tensor):
             raise MalformedArtifactError("it became shorter while it was read", file=file)
         if tensor.dtype == torch.bool and tensor.view(torch.uint8).gt(1).any():
@@ -238,56 +275,20 @@ def _fill(stream: _Hashed, size: int, expected: dict[str, TensorSpec], file: str
     return tensors
 
 
-def parse_header(
-    stream: BufferedIOBase | _Hashed, size: int, file: str
-) -> dict[str, tuple[TensorSpec, tuple[int, int]]]:
-    """Name -> what a tensor is, and where after the header it begins and ends."""
+def parse_header(stream: BufferedIOBase | _Hashed, size: int, file: str) -> Header:
+    """What the header at the beginning of ``stream`` claims of a file of ``size`` bytes."""
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
         raise MalformedArtifactError("not a safetensors file (its header length is impossible)", file=file)
-    header = parse_json(stream.read(length), file)
-    if not isinstance(header, dict):
-        raise MalformedArtifactError("its safetensors header is not an object", file=file)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise MalformedArtifactError("its safetensors metadata are not texts by name", file=file)
-    entries = {name: _parse_entry(name, entry, file) for name, entry in header.items()}
-    end = 0
-    for start, stop in sorted(span for _, span in entries.values()):
-        if start != end:
-            raise MalformedArtifactError("its tensors overlap or leave a hole", file=file)
-        end = stop
-    if 8 + length + end != size:
-        raise MalformedArtifactError("its tensors do not cover the file", file=file)
-    return entries
-
-
-def _parse_entry(name: str, entry: Any, file: str) -> tuple[TensorSpec, tuple[int, int]]:
-    def is_size(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
-
-    valid = isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"} and len(name) <= 500
-    valid = valid and isinstance(entry["shape"], list) and isinstance(entry["data_offsets"], list)
-    valid = valid and isinstance(entry["dtype"], str) and entry["dtype"] in _DTYPES
-    valid = valid and len(entry["shape"]) <= 8 and len(entry["data_offsets"]) == 2
-    if not valid or not all(map(is_size, [*entry["shape"], *entry["data_offsets"]])):
-        raise MalformedArtifactError(f"tensor {name!r:.80} is not described as safetensors allows here", file=file)
-    dtype, (start, stop) = _DTYPES[entry["dtype"]], entry["data_offsets"]
-    if stop - start != math.prod(entry["shape"]) * dtype.itemsize:
-        raise MalformedArtifactError(f"tensor {name!r:.80} has not as many bytes as its shape needs", file=file)
-    return TensorSpec(tuple(entry["shape"]), dtype), (start, stop)
-
-
-def check_specs(found: dict[str, TensorSpec], expected: dict[str, TensorSpec], file: str) -> None:
-    """Raise ``MalformedArtifactError`` with what is missing, surplus or unlike, unless ``found`` is what is ``expected``."""
-    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or surplus:
-        reason = f"its tensors are not those of the configuration: missing {missing[:3]}, surplus {surplus[:3]!r:.200}"
-        raise MalformedArtifactError(reason, file=file)
-    for name in expected:
-        if found[name] != expected[name]:
-            reason = f"tensor {name!r} is {found[name]}, the configuration needs {expected[name]}"
-            raise MalformedArtifactError(reason, file=file)
+    entries = parse_json(stream.read(length), file)
+    try:
+        entries.pop("__metadata__", None)
+        found = {name: TensorSpec(tuple(entry["shape"]), _DTYPES[entry["dtype"]]) for name, entry in entries.items()}
+        spans = {name: (entry["data_offsets"][0], entry["data_offsets"][1]) for name, entry in entries.items()}
+        spans = dict(sorted(spans.items(), key=lambda item: item[1]))
+    except (AttributeError, LookupError, TypeError) as error:
+        raise MalformedArtifactError("its safetensors header does not describe tensors", file=file) from error
+    return Header(file, size, found, spans, size - 8 - length)
 
 
 def without_memory(expected: dict[str, TensorSpec]) -> dict[str, Tensor]:

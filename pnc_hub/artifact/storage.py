@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
 from pnc_hub.artifact import files
+from pnc_hub.artifact.files import Header
 from pnc_hub.errors import CloneNotFoundError
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file of tensors holds, known without reading the tensors.
-
-    Attributes:
-        tensors: shape and dtype by name.
-        size: bytes of the file.
-    """
-
-    tensors: dict[str, files.TensorSpec]
-    size: int
 
 
 class Storage(Protocol):
@@ -76,7 +63,8 @@ class Memory:
     def header(self, file: str, digest: str | None = None) -> Header:
         """Of the tensors that were made for ``file``."""
         tensors = self.tensors.get(file, {})
-        return Header(files.specs(tensors.items()), sum(tensor.nbytes for tensor in tensors.values()))
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        return Header(file, size, files.specs(tensors.items()), {}, size)
 
     def holds(self, file: str) -> bool:
         """Always: there is nowhere to download from."""
@@ -102,8 +90,7 @@ class Folder:
 
     def header(self, file: str, digest: str | None = None) -> Header:
         """From the first bytes of the file."""
-        path = self.path(file)
-        return Header(files.read_header(path, file), path.stat().st_size)
+        return files.read_header(self.path(file), file)
 
     def holds(self, file: str) -> bool:
         """Always."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pnc_hub.artifact import files
-from pnc_hub.artifact.storage import Header
+from pnc_hub.artifact.files import Header
 from pnc_hub.errors import ArtifactError, CloneNotFoundError, HubError, IntegrityError, MalformedArtifactError, located
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Hub:
         from huggingface_hub.hf_api import RepoFile
 
         if self.holds(file):
-            return Header(files.read_header(path := self.path(file), file), path.stat().st_size)
+            return files.read_header(self.path(file), file)
         with explained(self.name, self.revision, file):
             entries = retried(lambda: self._api().get_paths_info(self.name, [file], revision=self.revision))
         if not entries or not isinstance(entries[0], RepoFile):
@@ -112,8 +112,7 @@ class Hub:
             length = 8 + min(int.from_bytes(start[:8], "little"), files.MAX_HEADER_BYTES)
             if length > len(start) and size > len(start):
                 start = retried(lambda: self._first_bytes(file, length))
-        found = files.parse_header(io.BytesIO(start), size, file)
-        return Header({name: spec for name, (spec, _) in found.items()}, size)
+        return files.parse_header(io.BytesIO(start), size, file)
 
     def holds(self, file: str) -> bool:
         """Whether it would not be downloaded: it is in the cache, or nothing but the cache may be asked."""

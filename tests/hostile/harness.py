@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from battery import snapshot
-from common import images
+from common import images, sha256
 from torch import nn
 
 import pnc_hub
@@ -153,7 +153,7 @@ def replace(folder: Path, file: str, data: bytes) -> None:
 def reseal(folder: Path, file: str) -> None:
     """Have the configuration record the digest that ``file`` has now."""
     config = read_config(folder)
-    config["files"][file] = files.sha256(folder / file)
+    config["files"][file] = sha256(folder / file)
     write_config(folder, sealed(config))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import images, tiny_clone, tiny_model
+from common import images, sha256, tiny_clone, tiny_model
 from hub_fixtures import contents, drop, edit
 from torch._dynamo.testing import CompileCounter
 
@@ -67,9 +67,7 @@ class TestRoundTrip:
         config = json.loads((folder / "config.json").read_text())
         recorded = config["files"]
         del recorded["config.json"]  # what the configuration records of itself is its seal
-        assert recorded == {
-            name: files.sha256(folder / name) for name in contents(folder) if name.endswith(".safetensors")
-        }
+        assert recorded == {name: sha256(folder / name) for name in contents(folder) if name.endswith(".safetensors")}
         assert ("trunk.safetensors" in recorded) == (len(clone.config.adapters) == 2)
 
     def test_modules_are_equal(self, made):
@@ -178,7 +176,7 @@ class TestDamage:
         logits = next(name for name in tensors if name.endswith("logits"))
         tensors[logits] += 1
         path.write_bytes(files.tensor_bytes(tensors))
-        edit(clone_folder, lambda config: config["files"].update({"probe.safetensors": files.sha256(path)}))
+        edit(clone_folder, lambda config: config["files"].update({"probe.safetensors": sha256(path)}))
         clone = Clone.from_pretrained(clone_folder)
         with pytest.raises(ProbeError, match="more than the artifact allows"):
             clone.run_probe(clone.adapter(logits.rpartition("/")[0]))
@@ -199,7 +197,7 @@ class TestDamage:
         tensors = files.safetensors.torch.load_file(path)
         replace(tensors, adapter_file(clone_folder).stem)
         path.write_bytes(files.tensor_bytes(tensors))
-        edit(clone_folder, lambda config: config["files"].update({"probe.safetensors": files.sha256(path)}))
+        edit(clone_folder, lambda config: config["files"].update({"probe.safetensors": sha256(path)}))
         clone = Clone.from_pretrained(clone_folder)
         with pytest.raises(MalformedArtifactError) as error:
             clone.run_probe(clone.config.adapters[0])
@@ -211,9 +209,11 @@ class TestBuilding:
         """That one tail has been found to run is remembered for just that one."""
         good, bad = (Clone.from_pretrained(clone_folder) for _ in range(2))
         layer = next(
-            name for name in files.read_header(clone_folder / files.WEIGHTS, "") if name.endswith("conv1.weight")
+            name
+            for name in files.read_header(clone_folder / files.WEIGHTS, "").tensors
+            if name.endswith("conv1.weight")
         )
-        height, *others = files.read_header(clone_folder / files.WEIGHTS, "")[layer].shape
+        height, *others = files.read_header(clone_folder / files.WEIGHTS, "").tensors[layer].shape
         bad.config.tail.shapes[layer] = [height - 1, *others]
         good.build(good.config.adapters[0], Preprocess.of(target))
         for _ in range(2):
@@ -280,7 +280,7 @@ class TestSaving:
         (copy / "probe.safetensors").write_bytes(
             files.tensor_bytes({name: value for name, value in probe.items() if "universal" not in name})
         )
-        digest = files.sha256(copy / "probe.safetensors")
+        digest = sha256(copy / "probe.safetensors")
         edit(copy, lambda config: config["files"].update({"probe.safetensors": digest}))
         return Clone.from_pretrained(copy)
 

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from common import sha256
 from hub_fixtures import change_weights
 
 import pnc_hub
 from pnc_hub import Clone
-from pnc_hub.artifact import files
 from pnc_hub.errors import CloneNotFoundError
 from pnc_hub.hub import lock
 from pnc_hub.hub.lock import LockError
@@ -45,7 +45,7 @@ class TestWriting:
         assert held[repo]["revision"] == published
         paths = {path.relative_to(saved_clone).as_posix(): path for path in saved_clone.rglob("*") if path.is_file()}
         del paths["README.md"]
-        assert held[repo]["files"] == {name: files.sha256(path) for name, path in paths.items()}
+        assert held[repo]["files"] == {name: sha256(path) for name, path in paths.items()}
 
     def test_others_stay_and_the_same_is_locked_anew(self, locked, repo, moved_on, options, saved_clone):
         lock.write(Clone.from_pretrained(saved_clone), Clone.from_pretrained(repo, **options), path=locked)
@@ -65,7 +65,7 @@ class TestWriting:
 
     def test_what_was_read_is_locked_not_what_is_there_by_then(self, clone_folder, tmp_path):
         clone = Clone.from_pretrained(clone_folder)
-        read = files.sha256(clone_folder / "config.json")
+        read = sha256(clone_folder / "config.json")
         change_weights(clone_folder)
         held = lock.read(lock.write(clone, path=tmp_path / "pnc-hub.lock"))
         assert held["./clone"].files["config.json"] == read
