@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pnc_hub.models.classifier import pretrained_cfg
 
-_DEFAULT = {
-    "input_size": (3, 224, 224),
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "interpolation": "bicubic",
-    "crop_pct": 0.875,
-}
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises
 
 
 @dataclass(frozen=True)
@@ -34,16 +30,14 @@ class Preprocess:
     @classmethod
     def of(cls, model: nn.Module) -> Preprocess:
         """The convention that timm records with ``model`` (timm's defaults where it records none)."""
-        size = input_size(model)
-        cfg = _cfg(model)
+        size, recorded = input_size(model), _recorded(model)
 
-        def per_channel(name: str) -> tuple[float, ...]:
-            values = tuple(float(value) for value in cfg[name])
+        def per_channel(values: Sequence[float]) -> tuple[float, ...]:
+            values = tuple(map(float, values))
             return values if len(values) == size[0] else (sum(values) / len(values),) * size[0]
 
-        return cls(
-            size, per_channel("mean"), per_channel("std"), str(cfg["interpolation"]), float(cfg["crop_pct"] or 1.0)
-        )
+        mean, std = per_channel(recorded["mean"]), per_channel(recorded["std"])
+        return cls(size, mean, std, str(recorded["interpolation"]), float(recorded["crop_pct"]))
 
 
 class Reprocess(nn.Module):
@@ -87,37 +81,32 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
     """(channels, height, width) of the images that ``model`` was built for."""
-    cfg = _cfg(model)
-    channels, height, width = cfg["input_size"]
-    patch_embed = getattr(model, "patch_embed", None)
-    size = getattr(patch_embed, "img_size", None)
+    channels, height, width = _recorded(model)["input_size"]
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if isinstance(size, (tuple, list)) and len(size) == 2:
         height, width = size
-    channels = _channels(model, cfg) or channels
-    return int(channels), int(height), int(width)
+    return int(_channels(model) or channels), int(height), int(width)
 
 
-def _channels(model: nn.Module, cfg: dict[str, Any]) -> int | None:
+def _channels(model: nn.Module) -> int | None:
     """What the model says of its images, or its first convolution does (which may come behind a rearrangement)."""
     channels = getattr(model, "in_chans", None)
     if isinstance(channels, int):
         return channels
-    first = cfg.get("first_conv")
+    first = pretrained_cfg(model).get("first_conv") or ()
     modules = dict(model.named_modules())
-    convolutions = (modules.get(name) for name in ((first,) if isinstance(first, str) else first or ()))
+    convolutions = (modules.get(name) for name in ((first,) if isinstance(first, str) else first))
     return next((layer.in_channels for layer in convolutions if isinstance(layer, nn.Conv2d)), None)
 
 
-def _cfg(model: nn.Module) -> dict[str, Any]:
-    cfg = pretrained_cfg(model)
-    return {**_DEFAULT, **{key: value for key, value in dict(cfg).items() if value is not None}}
+def _recorded(model: nn.Module) -> dict[str, Any]:
+    """What timm records with ``model`` of its images, timm's defaults where it records nothing."""
+    recorded: dict[str, Any] = resolve_data_config({"crop_mode": None}, pretrained_cfg(model))  # it refuses to get nothing
+    return recorded
 
 
 def _column(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None]
-
-
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises
 
 
 def upright(image: Image.Image, channels: int) -> Image.Image:
