@@ -166,7 +166,6 @@ def clone(
         result.photos = album.photos()
         adapter.metrics |= {
             **observed.shares(),
-            **observed.series(),
             **facts,
             **learned.stages,
             "regime": regime,
@@ -175,6 +174,7 @@ def clone(
             "source_parameters": networks.parameters,
             "trunk_bytes": result.nbytes(files.TRUNK),
         }
+        adapter.series |= observed.series()
     return session.ended(result, adapter)
 
 

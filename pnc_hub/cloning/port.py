@@ -131,10 +131,10 @@ def port(
         learned, curve = _fitted(recalled, batches, insertion, locality_budget, bar)
         result, adapter = extend(clone, learned, recalled.target, target, target_id, name)
         observed, facts = session.report(result, adapter, learned, recalled, batches, curve)
-        shares, series = observed.shares(), observed.series()
+        shares = observed.shares()
+        adapter.series |= {"gate": observed.series()["gate"]}
         adapter.metrics |= {
             **{name: shares[name] for name in MEASURED},
-            **{name: value for name, value in series.items() if name.startswith(("gate.", "held_out."))},
             **facts,
             "agreement": shares["tar"],
             "agreement_among_cloned": _agreement(learned, recalled, batches),

@@ -25,7 +25,7 @@ from pnc_hub.cloning.search.curve import Judged
 from pnc_hub.cloning.search.learned import Learned
 from pnc_hub.errors import DataError
 from pnc_hub.hub.clone import Clone
-from pnc_hub.report.series import curve_metrics
+from pnc_hub.report.series import curve_table
 
 MAX_REPORT_IMAGES = 20_000  # of each side: shares are then known to a third of a point
 
@@ -118,6 +118,7 @@ class Session:
         clone.curve = tuple(judged.row() for judged in curve)
         cloned, others = batches.sides("report", MAX_REPORT_IMAGES)
         observed = observe(networks.target.model, clone, cloned, others, album)
+        adapter.series = {"curve": curve_table(clone.curve, learned.insertion.name)}
         return observed, {
             "insertion": learned.insertion.name,
             "cut": learned.cut.name,
@@ -126,7 +127,7 @@ class Session:
             "bytes": clone.nbytes(files.WEIGHTS, adapter.file),
             "images": batches.used,
             "locality_budget": self.locality_budget,
-            **curve_metrics(clone.curve, learned.insertion.name),
+            **observed.held_out(),
         }
 
     def ended(self, clone: Clone, adapter: AdapterConfig) -> Clone:

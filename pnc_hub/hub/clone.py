@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
     from pnc_hub.report import Report
-    from pnc_hub.report.photos import Photo
+    from pnc_hub.report.photos import ShownPhoto
 
 
 class Clone(Contents):
@@ -39,14 +39,14 @@ class Clone(Contents):
         """Made by ``pnc_hub.clone`` or ``Clone.from_pretrained``, not by hand."""
         super().__init__(config, tensors, storage=storage)
         self.curve: tuple[dict[str, Any], ...] = ()
-        self.photos: tuple[Photo, ...] = ()
+        self.photos: tuple[ShownPhoto, ...] = ()
 
     @property
     def report(self) -> Report:
         """What was measured when the clone was learned, for the first target that it was made for."""
         from pnc_hub.report import Report
 
-        return Report.of(self)
+        return Report.of(self.config, self.photos)
 
     @classmethod
     def from_pretrained(

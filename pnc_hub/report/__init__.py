@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pnc_hub.report.photos import Photo
-from pnc_hub.report.rows import PORTED_ROWS, ROWS, classes, rows_of, shown
-from pnc_hub.report.series import number, others
+from pnc_hub.report.photos import ShownPhoto
+from pnc_hub.report.rows import PORTED_ROWS, ROWS, aligned, classes, number, others, rows_of, shown
 
 if TYPE_CHECKING:
     from pnc_hub.artifact.config import CloneConfig
-    from pnc_hub.hub.clone import Clone
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,8 @@ class Report:
             on a few hundred of the images that the place was chosen by), ``kl`` (locality, nats), ``target_alone``,
             ``source_alone`` (among the cloned classes), ``source_alone_among_all``, ``kept_parameters``,
             ``source_parameters``, ``bytes``, ``trunk_bytes``, ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed
-            form, before pruning), ``regime``, ``images``, ``restored``, ``macs``, ``locality_budget``, ``target_license`` and
-            ``datasets`` (as the publisher names them). Names with a dot are what figures are drawn of
-            (``pnc_hub.report.series``): ``curve.<insertion point>`` (best accuracy in closed form there; ``curve_auroc.``,
-            ``curve_macs.``), ``gate.``, ``calibration.``, ``class.``, ``confusion.``, ``held_out.`` (numbers of images).
+            form, before pruning), ``regime``, ``images``, ``restored``, ``macs``, ``locality_budget``, ``held_out.new`` and
+            ``held_out.old`` (numbers of images), ``target_license`` and ``datasets`` (as the publisher names them).
         labels: names of the cloned classes.
         ported: the same with each target that it was ported to, by the adapter's name. Ported without labels, it is compared
             with the source itself (through its own first layers): ``agreement`` (images that the source takes for a cloned
@@ -48,14 +44,14 @@ class Report:
     labels: tuple[str, ...]
     ported: dict[str, dict[str, Any]]
     config: CloneConfig = field(repr=False)
-    photos: tuple[Photo, ...] = field(default=(), repr=False)
+    photos: tuple[ShownPhoto, ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, clone: Clone) -> Report:
-        """The report of the target that ``clone`` was made for, and of those that it was ported to."""
-        first, *others = clone.config.adapters
-        ported = {adapter.name: dict(adapter.metrics) for adapter in others if adapter.target is not None}
-        return cls(dict(first.metrics), clone.labels, ported, clone.config, clone.photos)
+    def of(cls, config: CloneConfig, photos: tuple[ShownPhoto, ...] = ()) -> Report:
+        """The report of the target that a clone was made for, and of those that it was ported to."""
+        first, *later = config.adapters
+        ported = {adapter.name: dict(adapter.metrics) for adapter in later if adapter.target is not None}
+        return cls(dict(first.metrics), config.labels, ported, config, photos)
 
     def save(self, path: str | Path) -> Path:
         """Write the report as one HTML page that needs nothing else: no network, no scripts.
@@ -92,4 +88,4 @@ def _lines(metrics: dict[str, Any], rows: tuple[tuple[str, str, str], ...]) -> l
     new, old = number(metrics, "held_out.new"), number(metrics, "held_out.old")
     more = "" if old is None else f" and {old:,.0f} of {others(metrics)}"
     told = [] if new is None else [f"  measured on {new:,.0f} image{'s' if new != 1 else ''} of new{more} classes"]
-    return told + [f"  {text:<44}{shown(metrics.get(name), kind)}" for name, text, kind in rows_of(metrics, rows)]
+    return told + aligned((text, shown(metrics.get(name), kind)) for name, text, kind in rows_of(metrics, rows))

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pnc_hub.report import plots, theme
 from pnc_hub.report.layers import kept_layers
-from pnc_hub.report.series import Confusion, Curve, Histogram, Reliability, Row, curve_metrics, number, others
+from pnc_hub.report.rows import number, others
+from pnc_hub.report.series import Confusion, Curve, Histogram, Reliability, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pnc_hub.artifact.config import AdapterConfig, CloneConfig
-    from pnc_hub.hub.clone import Clone
-
-__all__ = ["Drawing", "curve_metrics", "draw", "drawings", "names"]
 
 Rows = tuple[tuple[str, ...], ...]
 
@@ -64,16 +62,6 @@ class Drawing:
             return theme.svg(self.plot(), self.name.replace(".", "-"))
 
 
-def names(clone: Clone) -> list[str]:
-    """The files that ``draw`` draws."""
-    return [drawing.file for drawing in drawings(clone.config)] if can_draw() else []
-
-
-def draw(clone: Clone) -> dict[str, bytes]:
-    """File inside the artifact -> PNG. The same configuration gives the same bytes; nothing measured, no figure."""
-    return {drawing.file: drawing.png() for drawing in drawings(clone.config)} if can_draw() else {}
-
-
 def can_draw() -> bool:
     """Whether matplotlib is there."""
     return find_spec("matplotlib") is not None
@@ -81,12 +69,12 @@ def can_draw() -> bool:
 
 def drawings(config: CloneConfig) -> list[Drawing]:
     """What there is to be drawn of a clone; none of it is drawn yet."""
-    metrics = config.adapters[0].metrics
+    first = config.adapters[0]
     found = [
-        _accuracy(metrics, len(config.labels)),
+        _accuracy(first.metrics, len(config.labels)),
         *(drawing for adapter in config.adapters for drawing in (_insertion(adapter), _gate(adapter))),
-        _confusion(metrics, config.labels),
-        _reliability(metrics),
+        _confusion(first, config.labels),
+        _reliability(first),
         _kept(config),
     ]
     return [drawing for drawing in found if drawing is not None]
@@ -122,7 +110,7 @@ def _accuracy(metrics: Mapping[str, Any], count: int) -> Drawing | None:
 
 
 def _insertion(adapter: AdapterConfig) -> Drawing | None:
-    curve = Curve.of(adapter.metrics)
+    curve = Curve.of(adapter.series, adapter.metrics.get("insertion"))
     if curve is None:
         return None
     best = max(curve.places, key=lambda place: place.accuracy)
@@ -150,11 +138,10 @@ def _insertion(adapter: AdapterConfig) -> Drawing | None:
 
 
 def _gate(adapter: AdapterConfig) -> Drawing | None:
-    histogram = Histogram.of(adapter.metrics)
+    histogram = Histogram.of(adapter.series)
     if histogram is None:
         return None
     budget, other = number(adapter.metrics, "locality_budget"), others(adapter.metrics)
-    edges = histogram.edges()
     crossed = [number(adapter.metrics, "missed"), number(adapter.metrics, "diverted")]
     told = [
         f"{_percent(share)} of the {side} images are on the wrong side"
@@ -188,17 +175,19 @@ def _gate(adapter: AdapterConfig) -> Drawing | None:
         partial(plots.gate, histogram, budget, other),
         ("log-odds from", "to", f"images of {other} classes", "images of new classes"),
         tuple(
-            (f"{edges[place]:.2f}", f"{edges[place + 1]:.2f}", str(histogram.old[place]), str(histogram.new[place]))
-            for place in range(len(histogram.new))
+            (f"{low:.2f}", f"{high:.2f}", str(old), str(new))
+            for low, high, old, new in zip(
+                histogram.edges, histogram.edges[1:], histogram.old, histogram.new, strict=False
+            )
         ),
     )
 
 
-def _confusion(metrics: Mapping[str, Any], labels: tuple[str, ...]) -> Drawing | None:
-    found = Confusion.of(metrics, len(labels))
-    if found is None or found.new is None:
+def _confusion(adapter: AdapterConfig, labels: tuple[str, ...]) -> Drawing | None:
+    found = Confusion.of(adapter.metrics, adapter.series, len(labels))
+    if found is None:
         return None
-    other = others(metrics)
+    other = others(adapter.metrics)
     sides = [(f"images of {other} classes", found.old), ("images of new classes", found.new)]
     rows = [_confused(label, row) for label, row in (*sides, *((labels[at], row) for at, row in found.classes)) if row]
     pairs = [(f"{labels[new]} taken for the target's class {old}", count) for new, old, count in found.new_to_old]
@@ -227,8 +216,8 @@ def _confused(label: str, row: Row) -> tuple[str, ...]:
     )
 
 
-def _reliability(metrics: Mapping[str, Any]) -> Drawing | None:
-    found = Reliability.of(metrics)
+def _reliability(adapter: AdapterConfig) -> Drawing | None:
+    found = Reliability.of(adapter.series, number(adapter.metrics, "ece"))
     if found is None:
         return None
     error = "" if found.ece is None else f"Expected calibration error {found.ece:.3f}. "

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pnc_hub.report.series import MOST_LAYERS
-
 if TYPE_CHECKING:
     from pnc_hub.artifact.config import CloneConfig
+
+MOST_LAYERS = 32
 
 
 def kept_layers(config: CloneConfig) -> dict[str, tuple[int, int]]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pnc_hub.report import Report, figures, theme
 from pnc_hub.report.photos import KINDS, OTHERS
-from pnc_hub.report.rows import PORTED_ROWS, ROWS, rows_of, shown
-from pnc_hub.report.series import number, others
+from pnc_hub.report.rows import PORTED_ROWS, ROWS, number, others, rows_of, shown
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -17,7 +17,7 @@ OTHERS = "Photos of other classes that got a new class"
 
 
 @dataclass(frozen=True)
-class Photo:
+class ShownPhoto:
     """One held-out image, before and after.
 
     Attributes:

@@ -115,7 +115,7 @@ def gate(histogram: Histogram, budget: float | None, others: str) -> Figure:
         if any(counts):
             shares = [100 * count / sum(counts) for count in counts]
             shown = {"alpha": 0.55, "color": COLOURS[colour], "edgecolor": COLOURS[colour]}
-            plot.stairs(shares, histogram.edges(), fill=True, label=label, **shown)
+            plot.stairs(shares, histogram.edges, fill=True, label=label, **shown)
     plot.axvline(0, color=COLOURS["harm"], linewidth=1.6)
     top = plot.get_ylim()[1]
     plot.set_ylim(0, 1.16 * top)

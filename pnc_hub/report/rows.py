@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-from pnc_hub.report.series import others
 
 ROWS = (
     ("insertion", "read from the target at", "text"),
@@ -43,10 +42,36 @@ PORTED_ROWS = (
 )
 
 
+def number(metrics: Mapping[str, Any], name: str) -> float | None:
+    """The metric of that name if it is a number."""
+    value = metrics.get(name)
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def others(metrics: Mapping[str, Any]) -> str:
+    """What images of no cloned class show: "old" classes, those of the target, or in regime R2 "other" ones of the source.
+
+    Example:
+        >>> others({"regime": "R2"}), others({"regime": "R4"})
+        ('other', 'old')
+    """
+    return "other" if metrics.get("regime") == "R2" else "old"
+
+
 def rows_of(metrics: Mapping[str, Any], rows: tuple[tuple[str, str, str], ...] = ROWS) -> list[tuple[str, str, str]]:
     """(name, text, kind) of ``rows`` as they are to be called for ``metrics``: in regime R2 no image of the target was seen."""
     renamed = {"diverted": "images of other classes diverted to clone"} if others(metrics) == "other" else {}
     return [(name, renamed.get(name, text), kind) for name, text, kind in rows]
+
+
+def aligned(rows: Iterable[tuple[str, Any]]) -> list[str]:
+    """Lines of a table of two columns, as text.
+
+    Example:
+        >>> aligned([("cut", "layer3")])
+        ['  cut                                         layer3']
+    """
+    return [f"  {text:<44}{value}" for text, value in rows]
 
 
 def classes(count: int) -> str:

@@ -1,7 +1,7 @@
-"""What figures are drawn from, as the flat metrics of an artifact, and read back from them.
+"""What is measured more than once: written as tables of an artifact when it was measured, read back to be drawn.
 
-An artifact's metrics are names with one number each, so a histogram is stored bin by bin. What is read back may come from
-anybody: what is no number is not there, and there are never more bars than were meant to be.
+An adapter's ``series`` holds tables by name, each of them columns (lists of one length) by name. Anybody may have written an
+artifact, so a row is left out where a value is not what its column is for.
 """
 
 from __future__ import annotations
@@ -9,30 +9,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST_POINTS, MOST_CLASSES, MOST_PAIRS, MOST_LAYERS = 30, 12, 6, 32
+from pnc_hub.report.rows import number
+
+MOST_POINTS, MOST_CLASSES, MOST_PAIRS = 30, 12, 6
 BINS, CONFIDENCE_BINS = 20, 15
-_LONGEST = 64  # characters of a metric's name
-_PAIR = re.compile(r"confusion\.(new|old)\.(\d{1,6})\.(?!\1)(?:new|old)\.(\d{1,6})")
 
-
-def number(metrics: Mapping[str, Any], name: str) -> float | None:
-    """The metric of that name if it is a number."""
-    value = metrics.get(name)
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def others(metrics: Mapping[str, Any]) -> str:
-    """What images of no cloned class show: "old" classes, those of the target, or in regime R2 "other" ones of the source.
-
-    Example:
-        >>> others({"regime": "R2"}), others({"regime": "R4"})
-        ('other', 'old')
-    """
-    return "other" if metrics.get("regime") == "R2" else "old"
+Table = dict[str, list[Any]]
+Series = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 @dataclass(frozen=True)
@@ -53,29 +40,16 @@ class Curve:
     chosen: str | None
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Any]) -> Curve | None:
+    def of(cls, series: Series, chosen: Any) -> Curve | None:
         """None where there is no choice to be seen."""
-        found = (name.removeprefix("curve.") for name in metrics if name.startswith("curve."))
-        accuracies = {name: number(metrics, f"curve.{name}") for name in found}
-        chosen = metrics.get("insertion")
-        best = sorted(
-            (name for name, value in accuracies.items() if value is not None),
-            key=lambda name: (name != chosen, -(accuracies[name] or 0.0)),
-        )
-        places = tuple(
-            Place(
-                name,
-                accuracies[name] or 0.0,
-                number(metrics, f"curve_auroc.{name}"),
-                number(metrics, f"curve_macs.{name}"),
-            )
-            for name in sorted(best[:MOST_POINTS], key=_natural)
-        )
-        return cls(places, chosen if chosen in best else None) if len(places) > 1 else None
+        optional = _or_none(_is_number)
+        rows = _rows(series, "curve", name=_is_name, accuracy=_is_share, auroc=optional, macs=optional)
+        places = tuple({name: Place(name, *values) for name, *values in rows}.values())
+        return cls(places, next((place.name for place in places if place.name == chosen), None)) if places[1:] else None
 
 
-def curve_metrics(places: Iterable[Mapping[str, Any]], chosen: str | None = None) -> dict[str, float]:
-    """``Clone.curve`` as metrics: for each of the best insertion points the best of all cuts.
+def curve_table(places: Iterable[Mapping[str, Any]], chosen: str | None = None) -> Table:
+    """``Clone.curve`` as a table: for each of the best insertion points the best of all cuts.
 
     Accuracy is that of old and new classes together, or of the cloned ones where there were no other images.
 
@@ -84,21 +58,18 @@ def curve_metrics(places: Iterable[Mapping[str, Any]], chosen: str | None = None
         chosen: the insertion point that is kept however it does.
 
     Example:
-        >>> curve_metrics([{"insertion": "layer1", "avg_u": value, "tar": 1.0} for value in (0.5, 0.7)])
-        {'curve.layer1': 0.7}
+        >>> curve_table([{"insertion": "layer1", "avg_u": value, "tar": 1.0} for value in (0.5, 0.7)])
+        {'name': ['layer1'], 'accuracy': [0.7], 'auroc': [None], 'macs': [None]}
     """
-    best: dict[str, tuple[float, Mapping[str, Any]]] = {}
+    best: dict[str, Place] = {}
     for place in places:
-        name, value = place["insertion"], place["tar"] if place["avg_u"] is None else place["avg_u"]
-        if len(f"curve_auroc.{name}") <= _LONGEST and (name not in best or value > best[name][0]):
-            best[name] = (value, place)
-    kept = sorted(best, key=lambda name: (name != chosen, -best[name][0]))[:MOST_POINTS]
-    metrics = {}
-    for name in (name for name in best if name in kept):
-        value, place = best[name]
-        found = {f"curve.{name}": value} | {f"curve_{kind}.{name}": place.get(kind) for kind in ("auroc", "macs")}
-        metrics.update({metric: value for metric, value in found.items() if value is not None})
-    return metrics
+        accuracy = place["tar"] if place["avg_u"] is None else place["avg_u"]
+        found = Place(place["insertion"], accuracy, place.get("auroc"), place.get("macs"))
+        if found.name not in best or accuracy > best[found.name].accuracy:
+            best[found.name] = found
+    kept = sorted(best.values(), key=lambda place: (place.name != chosen, -place.accuracy))[:MOST_POINTS]
+    kept.sort(key=lambda place: _natural(place.name))
+    return {name: [getattr(place, name) for place in kept] for name in ("name", "accuracy", "auroc", "macs")}
 
 
 @dataclass(frozen=True)
@@ -106,10 +77,14 @@ class Histogram:
     """How far the best cloned class is ahead of the target's best one (in log-odds), by images of either side.
 
     Ahead of 0 the answer is a cloned class. The first and the last bin hold what lies beyond them too.
+
+    Attributes:
+        edges: of the bins, one more than there are bins.
+        new: images of the cloned classes in each bin.
+        old: other images in each bin.
     """
 
-    low: float
-    step: float
+    edges: tuple[float, ...]
     new: tuple[int, ...]
     old: tuple[int, ...]
 
@@ -124,31 +99,24 @@ class Histogram:
 
         def counts(values: Sequence[float]) -> tuple[int, ...]:
             within = (min(max(value / step, first), last - 1) for value in values)
-            found = Counter(math.floor(value) - first for value in within)
-            return tuple(found[place] for place in range(last - first))
+            images = Counter(math.floor(value) for value in within)
+            return tuple(images[bin_] for bin_ in range(first, last))
 
-        return cls(first * step, step, counts(new), counts(old))
+        return cls(tuple(step * bin_ for bin_ in range(first, last + 1)), counts(new), counts(old))
 
-    def metrics(self) -> dict[str, float]:
-        """Bins without images are left out."""
-        found: dict[str, float] = {"gate.low": self.low, "gate.step": self.step}
-        for side in ("new", "old"):
-            found |= {f"gate.{side}.{place}": count for place, count in enumerate(getattr(self, side)) if count}
-        return found
+    def table(self) -> Table:
+        """A row per bin."""
+        return {"low": [*self.edges[:-1]], "high": [*self.edges[1:]], "new": [*self.new], "old": [*self.old]}
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Any]) -> Histogram | None:
-        """None where it was not measured."""
-        low, step = number(metrics, "gate.low"), number(metrics, "gate.step")
-        new, old = ([_count(metrics, f"gate.{side}.{place}") for place in range(BINS + 2)] for side in ("new", "old"))
-        used = [place for place, counts in enumerate(zip(new, old, strict=True)) if any(counts)]
-        if low is None or step is None or not step > 0 or not used:
+    def of(cls, series: Series) -> Histogram | None:
+        """None where it was not measured, or where the bins do not follow one another."""
+        rows = _rows(series, "gate", low=_is_number, high=_is_number, new=_is_count, old=_is_count)
+        if not any(new or old for _, _, new, old in rows):
             return None
-        return cls(low, step, tuple(new[: used[-1] + 1]), tuple(old[: used[-1] + 1]))
-
-    def edges(self) -> list[float]:
-        """One more than there are bins."""
-        return [self.low + self.step * place for place in range(len(self.new) + 1)]
+        low, high, new, old = zip(*rows, strict=True)
+        follow = low[1:] == high[:-1] and all(start < end for start, end in zip(low, high, strict=True))
+        return cls((*low, high[-1]), new, old) if follow else None
 
 
 @dataclass(frozen=True)
@@ -168,20 +136,16 @@ class Reliability:
         bins = tuple((len(bin_), sum(right[index] for index in bin_) / max(1, len(bin_))) for bin_ in members)
         return cls(bins, math.fsum(gaps) / max(1, len(confidence)))
 
-    def metrics(self) -> dict[str, float]:
-        """Bins without images are left out; ``ece`` is a metric of its own."""
-        found: dict[str, float] = {}
-        for place, (images, accuracy) in enumerate(self.bins):
-            if images:
-                found |= {f"calibration.{place}.images": images, f"calibration.{place}.accuracy": accuracy}
-        return found
+    def table(self) -> Table:
+        """A row per bin; ``ece`` is a metric."""
+        return _table(("images", "accuracy"), self.bins)
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Any]) -> Reliability | None:
+    def of(cls, series: Series, ece: float | None) -> Reliability | None:
         """None where it was not measured."""
-        names = [f"calibration.{place}" for place in range(CONFIDENCE_BINS)]
-        bins = tuple((_count(metrics, f"{name}.images"), _share(metrics, f"{name}.accuracy") or 0.0) for name in names)
-        return cls(bins, number(metrics, "ece")) if any(images for images, _ in bins) else None
+        bins = _rows(series, "calibration", images=_is_count, accuracy=_is_share)
+        measured = len(bins) == CONFIDENCE_BINS and any(images for images, _ in bins)
+        return cls(tuple((images, accuracy) for images, accuracy in bins), ece) if measured else None
 
 
 @dataclass(frozen=True)
@@ -197,8 +161,8 @@ class Row:
 
     @classmethod
     def between(cls, right: float | None, crossed: float | None) -> Row | None:
-        """None where it was not measured."""
-        if crossed is None:
+        """None where it was not measured, or where it is no share."""
+        if crossed is None or not all(map(_is_share, (crossed, right or 0.0))):
             return None
         return cls(right, max(0.0, 1.0 - crossed - (right or 0.0)), crossed)
 
@@ -211,78 +175,98 @@ class Confusion:
         old: images of the target's classes.
         new: images of the cloned classes.
         classes: by position, those of the cloned classes that do worst.
-        pairs: (class, class that is answered, images), of the other side, the most frequent ones: of new images, then of old.
+        new_to_old: (class, class that is answered, images), of new images that got an old class, the most frequent ones.
+        old_to_new: the same of old images that got a new class.
     """
 
     old: Row | None
-    new: Row | None
+    new: Row
     classes: tuple[tuple[int, Row], ...]
     new_to_old: tuple[tuple[int, int, int], ...]
     old_to_new: tuple[tuple[int, int, int], ...]
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Any], count: int) -> Confusion | None:
+    def of(cls, metrics: Mapping[str, Any], series: Series, count: int) -> Confusion | None:
         """Of a clone of ``count`` classes; None where it was not measured."""
-        old = Row.between(_share(metrics, "ori"), _share(metrics, "diverted"))
-        right = _share(metrics, "tar")
-        new = Row.between(right, _share(metrics, "missed"))
-        if right is None or new is None:
+        new, old = (
+            Row.between(number(metrics, right), number(metrics, crossed))
+            for right, crossed in (("tar", "missed"), ("ori", "diverted"))
+        )
+        if new is None or new.right is None:
             return None
-        known: list[tuple[int, Row]] = []
-        for name in metrics:
-            at = int(name.split(".")[1]) if re.fullmatch(r"class\.\d{1,6}\.tar", name) else count
-            row = Row.between(_share(metrics, name), _share(metrics, f"class.{at}.missed")) if at < count else None
-            known += [(at, row)] if row else []
-        known.sort(key=lambda item: (item[1].right or 0.0, item[0]))
-        pairs: dict[str, list[tuple[int, int, int]]] = {"new": [], "old": []}
-        for match in filter(None, map(_PAIR.fullmatch, metrics)):
-            pairs[match[1]].append((int(match[2]), int(match[3]), _count(metrics, match[0])))
-        most = {
-            side: tuple(
-                sorted((pair for pair in found if pair[side == "old"] < count), key=lambda pair: (-pair[2], pair))
-            )
-            for side, found in pairs.items()
-        }
-        return cls(old, new, tuple(known[:MOST_CLASSES]), most["new"][:MOST_PAIRS], most["old"][:MOST_PAIRS])
+        is_cloned = _is_below(count)
+        rows = _rows(series, "class", index=is_cloned, tar=_is_share, missed=_is_share)
+        classes = [(index, row) for index, *shares in rows if (row := Row.between(*shares))]
+        pairs = {"answered": _is_count, "images": _is_count}
+        return cls(
+            old,
+            new,
+            tuple(sorted(classes, key=lambda entry: (entry[1].right or 0.0, entry[0]))),
+            tuple(_rows(series, "confused_new", shown=is_cloned, **pairs)),
+            tuple(_rows(series, "confused_old", shown=_is_count, **{**pairs, "answered": is_cloned})),
+        )
 
 
-def class_metrics(labels: Sequence[int], right: Sequence[bool], crossed: Sequence[bool]) -> dict[str, float]:
+def class_table(labels: Sequence[int], right: Sequence[bool], crossed: Sequence[bool]) -> Table:
     """For those cloned classes that do worst, shares that are right (``tar``) and left to the target (``missed``).
 
     Example:
-        >>> class_metrics([0, 0, 1], [True, False, True], [False, True, False])
-        {'class.0.tar': 0.5, 'class.0.missed': 0.5, 'class.1.tar': 1.0, 'class.1.missed': 0.0}
+        >>> class_table([0, 0, 1], [True, False, True], [False, True, False])
+        {'index': [0, 1], 'tar': [0.5, 1.0], 'missed': [0.5, 0.0]}
     """
     images = Counter(labels)
     sums = [Counter(label for label, is_so in zip(labels, found, strict=True) if is_so) for found in (right, crossed)]
-    worst = sorted(images, key=lambda label: (sums[0][label] / images[label], label))[:MOST_CLASSES]
-    return {
-        f"class.{label}.{name}": found[label] / images[label]
-        for label in sorted(worst)
-        for name, found in zip(("tar", "missed"), sums, strict=True)
-    }
+    rows = ((label, *(found[label] / images[label] for found in sums)) for label in images)
+    worst = sorted(rows, key=lambda row: (row[1], row[0]))[:MOST_CLASSES]
+    return _table(("index", "tar", "missed"), sorted(worst))
 
 
-def pair_metrics(side: str, pairs: Iterable[tuple[int, int]]) -> dict[str, float]:
-    """The most frequent of (class of ``side``, class of the other side that was answered).
+def pair_table(pairs: Iterable[tuple[int, int]]) -> Table:
+    """The most frequent of (class that is shown, class of the other side that was answered).
 
     Example:
-        >>> pair_metrics("new", [(2, 17), (0, 4), (2, 17)])
-        {'confusion.new.2.old.17': 2, 'confusion.new.0.old.4': 1}
+        >>> pair_table([(2, 17), (0, 4), (2, 17)])
+        {'shown': [2, 0], 'answered': [17, 4], 'images': [2, 1]}
     """
-    other = "old" if side == "new" else "new"
     most = sorted(Counter(pairs).items(), key=lambda item: (-item[1], item[0]))[:MOST_PAIRS]
-    return {f"confusion.{side}.{true}.{other}.{answer}": count for (true, answer), count in most}
+    return _table(("shown", "answered", "images"), [(*pair, count) for pair, count in most])
 
 
-def _count(metrics: Mapping[str, Any], name: str) -> int:
-    value = number(metrics, name) or 0
-    return int(min(max(value, 0), 10**12))
+def _table(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Table:
+    return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
 
-def _share(metrics: Mapping[str, Any], name: str) -> float | None:
-    value = number(metrics, name)
-    return None if value is None else min(max(float(value), 0.0), 1.0)
+def _rows(series: Series, table: str, **kinds: Callable[[Any], bool]) -> list[tuple[Any, ...]]:
+    """Rows of the named columns in which every value is of its kind; none where a column is missing."""
+    columns = series.get(table, {})
+    if not kinds.keys() <= columns.keys():
+        return []
+    rows = zip(*(columns[name] for name in kinds), strict=True)
+    return [row for row in rows if all(is_so(value) for is_so, value in zip(kinds.values(), row, strict=True))]
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= 1e15
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= 10**12
+
+
+def _is_below(count: int) -> Callable[[Any], bool]:
+    return lambda value: _is_count(value) and value < count
+
+
+def _or_none(is_so: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_so(value)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

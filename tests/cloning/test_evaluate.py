@@ -80,17 +80,18 @@ def test_what_figures_are_drawn_of_agrees_with_the_shares(joined):
         target, clone, batches(inputs[:6], [0, 1, 2, 0, 1, 2]), batches(inputs[6:], logits[6:, :7].argmax(1))
     )
     shares, series = observed.shares(), observed.series()
-    histogram, confusion = Histogram.of(series), Confusion.of({**shares, **series}, 3)
-    right = [place for place, low in enumerate(histogram.edges()[:-1]) if low > -histogram.step / 2]
+    histogram, confusion = Histogram.of(series), Confusion.of(shares, series, 3)
+    half = (histogram.edges[1] - histogram.edges[0]) / 2
+    right = [place for place, low in enumerate(histogram.edges[:-1]) if low > -half]
     assert sum(histogram.new) == sum(histogram.old) == 6
     assert sum(histogram.new[place] for place in right) / 6 == pytest.approx(1 - shares["missed"])
     assert sum(histogram.old[place] for place in right) / 6 == pytest.approx(shares["diverted"])
     assert sum(row.right for _, row in confusion.classes) / 3 == pytest.approx(shares["tar"])
     assert sum(count for *_, count in confusion.new_to_old) / 6 == pytest.approx(shares["missed"])
     assert sum(count for *_, count in confusion.old_to_new) / 6 == pytest.approx(shares["diverted"])
-    bins = Reliability.of(series).bins
+    bins = Reliability.of(series, shares["ece"]).bins
     assert sum(images * right for images, right in bins) / 12 == pytest.approx((shares["tar"] + shares["ori"]) / 2)
-    assert (series["held_out.new"], series["held_out.old"]) == (6, 6)
+    assert observed.held_out() == {"held_out.new": 6, "held_out.old": 6}
 
 
 @pytest.mark.parametrize("labels", [[-1] * 12, None])
@@ -98,8 +99,8 @@ def test_what_is_not_known_is_not_drawn(joined, labels):
     target, clone, inputs, _ = joined
     old = None if labels is None else batches(inputs, labels)
     series = observe(target, clone, batches(inputs, [0] * 12), old).series()
-    assert Reliability.of(series) is None
-    assert not [name for name in series if name.startswith("confusion.old")]
+    assert Reliability.of(series, None) is None
+    assert "confused_old" not in series
     assert sum(Histogram.of(series).old) == (0 if labels is None else 12)
 
 

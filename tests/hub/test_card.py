@@ -36,9 +36,12 @@ METRICS = {
     "macs": 1234567,
     "target_license": "cc-by-nc-4.0",
     "datasets": "ILSVRC/imagenet-1k, photos of my own",
-    "curve.blocks.2.0": 0.5,
-    "curve.blocks.3.3": 0.9,
-    "curve.blocks.10.0": 0.7,
+}
+CURVE = {
+    "name": ["blocks.2.0", "blocks.3.3", "blocks.10.0"],
+    "accuracy": [0.5, 0.9, 0.7],
+    "auroc": [None, 0.9, 0.8],
+    "macs": [None, 100, 200],
 }
 PORTED = {"target_alone": 0.8, "ori": 0.79, "agreement": 0.95, "diverted": 0.02, "insertion": "blocks.4.0"}
 NASTY = [
@@ -69,7 +72,7 @@ def page(clone_folder):
 def described(config: dict) -> None:
     config["source"]["hub_id"] = "timm/resnet18.a1_in1k"
     config["adapters"][0]["target"]["hub_id"] = "timm/mobilenetv2_035.ra"
-    config["adapters"][0]["metrics"] = dict(METRICS)
+    config["adapters"][0].update(metrics=dict(METRICS), series={"curve": CURVE})
 
 
 def label(text: str):
@@ -258,7 +261,7 @@ class TestBody:
         shown = re.findall(r"!\[[^]]*\]\(([^)]*)\)", page(described))
         name = Clone.from_pretrained(clone_folder).config.adapters[0].name
         assert shown == ["figures/accuracy.png", f"figures/insertion-{name}.png"]
-        assert "](figures" not in page(lambda config: config["adapters"][0].update(metrics={}))
+        assert "](figures" not in page(lambda config: config["adapters"][0].update(metrics={}, series={}))
 
     def test_no_path_of_this_machine(self, page, clone_folder):
         found = page(described)

@@ -27,15 +27,17 @@ def clone(pruned_folder) -> Clone:
     return Clone.from_pretrained(pruned_folder)
 
 
+def draw(clone):
+    return {drawing.file: drawing.png() for drawing in figures.drawings(clone.config)}
+
+
 def kinds(clone):
     return [drawing.name.split("-")[0] for drawing in figures.drawings(clone.config)]
 
 
 def test_one_for_everything_that_was_measured(clone):
     assert kinds(clone) == ["accuracy", "insertion", "gate", "confusion", "reliability", "kept"]
-    drawn = figures.draw(clone)
-    assert list(drawn) == figures.names(clone)
-    for content in drawn.values():
+    for content in draw(clone).values():
         picture = Image.open(io.BytesIO(content))
         assert picture.format == "PNG"
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
@@ -43,18 +45,18 @@ def test_one_for_everything_that_was_measured(clone):
 
 def test_they_are_saved_with_the_clone_and_shown_on_its_page(clone, pruned_folder):
     page = (pruned_folder / "README.md").read_text()
-    for file, content in figures.draw(clone).items():
+    for file, content in draw(clone).items():
         assert (pruned_folder / file).read_bytes() == content
         assert f"]({file})" in page
 
 
 def test_the_same_measurements_give_the_same_bytes_whatever_the_callers_settings(clone):
-    first = figures.draw(clone)
+    first = draw(clone)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "black", "text.usetex": True}):
-        assert figures.draw(clone) == first
+        assert draw(clone) == first
         assert matplotlib.rcParams["font.size"] == 20
     clone.config.adapters[0].metrics["target_alone"] = 0.5
-    changed = [file for file, content in figures.draw(clone).items() if content != first[file]]
+    changed = [file for file, content in draw(clone).items() if content != first[file]]
     assert changed == ["figures/accuracy.png"]
 
 
@@ -63,28 +65,28 @@ def test_the_same_measurements_give_the_same_bytes_whatever_the_callers_settings
     [
         (("target_alone", "source_alone"), ["insertion", "gate", "confusion", "reliability", "kept"]),
         (("tar", "source_alone"), ["accuracy", "insertion", "gate", "reliability", "kept"]),
-        (("gate.step",), ["accuracy", "insertion", "confusion", "reliability", "kept"]),
     ],
 )
 def test_what_was_not_measured_is_not_drawn(clone, gone, left):
     clone.config.adapters[0].metrics.update(dict.fromkeys(gone))
     assert kinds(clone) == left
+    clone.config.adapters[0].series = {}
+    assert set(kinds(clone)) <= {"accuracy", "confusion", "kept"}
 
 
-@pytest.mark.parametrize(
-    "metrics", [{}, {"ori": "x", "target_alone": None, "tar": 0.5}, {"curve.a": 1.0, "curve.b": "x"}]
-)
-def test_nothing_measured_no_figure(saved_clone, metrics):
+@pytest.mark.parametrize("metrics", [{}, {"ori": "x", "target_alone": None, "tar": 0.5}])
+@pytest.mark.parametrize("series", [{}, {"curve": {"name": ["a", "b"], "accuracy": [1.0, "x"]}}])
+def test_nothing_measured_no_figure(saved_clone, metrics, series):
     clone = Clone.from_pretrained(saved_clone)
-    clone.config.adapters[0].metrics = metrics
-    assert figures.draw(clone) == {}
+    clone.config.adapters[0].metrics, clone.config.adapters[0].series = metrics, series
+    assert figures.drawings(clone.config) == []
 
 
 def test_another_adapter_has_figures_of_its_own(clone):
     first, universal = clone.config.adapters
     other = replace(first, name="vit-1", metrics=dict(first.metrics))
     clone.config.adapters = [first, other, universal]
-    assert [name for name in figures.names(clone) if "vit-1" in name] == [
+    assert [drawing.file for drawing in figures.drawings(clone.config) if "vit-1" in drawing.file] == [
         "figures/insertion-vit-1.png",
         "figures/gate-vit-1.png",
     ]
@@ -92,8 +94,7 @@ def test_another_adapter_has_figures_of_its_own(clone):
 
 def test_without_matplotlib_there_are_no_files_and_all_numbers(clone, monkeypatch):
     monkeypatch.setattr(figures, "find_spec", lambda name: None)
-    assert figures.names(clone) == []
-    assert figures.draw(clone) == {}
+    assert not figures.can_draw()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert all(drawing.rows for drawing in figures.drawings(clone.config))
 
@@ -134,12 +135,9 @@ def test_it_is_said_how_the_threshold_was_set(clone, metrics, note):
 
 
 def test_a_threshold_that_was_not_calibrated_is_not_said_to_be(clone):
-    found = clone.config.adapters[0].metrics
-    clone.config.adapters[0].metrics = {
-        name: value
-        for name, value in found.items()
-        if not name.startswith("gate.old") and name not in ("locality_budget", "diverted")
-    }
+    clone.config.adapters[0].metrics.update(locality_budget=None, diverted=None)
+    gate = clone.config.adapters[0].series["gate"]
+    gate["old"] = [0] * len(gate["old"])
     assert "it was not calibrated." in drawing_of(clone, "gate").note
 
 
@@ -158,7 +156,7 @@ def test_a_bin_that_is_never_right_has_a_mark(clone):
         return [len(line.get_xdata()) for line in drawing_of(clone, "reliability").plot().axes[0].lines]
 
     assert marks() == [0, 2]
-    clone.config.adapters[0].metrics["calibration.7.accuracy"] = 0.0
+    clone.config.adapters[0].series["calibration"]["accuracy"][7] = 0.0
     assert marks() == [1, 2]
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from pnc_hub.artifact.config import CloneConfig
 from pnc_hub.hub.clone import Clone
 from pnc_hub.report import figures, page
-from pnc_hub.report.photos import KINDS, OTHERS, Photo
+from pnc_hub.report.photos import KINDS, OTHERS, ShownPhoto
 from pnc_hub.report.rows import ROWS
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
@@ -38,11 +38,11 @@ def clone(described) -> Clone:
     return Clone(CloneConfig.from_dict(json.loads(json.dumps(described))), {})
 
 
-def photos(names=("a", "b")) -> tuple[Photo, ...]:
+def photos(names=("a", "b")) -> tuple[ShownPhoto, ...]:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), "teal").save(file, "PNG")
     return tuple(
-        Photo(kind, file.getvalue(), names[0] if kind != "diverted" else None, (names[0], 0.614), (names[1], 0.9))
+        ShownPhoto(kind, file.getvalue(), names[0] if kind != "diverted" else None, (names[0], 0.614), (names[1], 0.9))
         for kind in KINDS
         for _ in range(3)
     )
@@ -218,8 +218,7 @@ def test_a_target_that_did_not_come_back_is_not_hidden(clone):
 
 def test_targets_that_it_was_ported_to_have_their_figures_and_table(clone):
     first, universal = clone.config.adapters
-    metrics = {**{name: value for name, value in first.metrics.items() if name.startswith("curve")}, "agreement": 0.956}
-    other = replace(first, name="vit-1", metrics=metrics)
+    other = replace(first, name="vit-1", metrics={"agreement": 0.956}, series={"curve": first.series["curve"]})
     clone.config.adapters = [first, other, universal]
     found = read(clone.report)
     assert "Insertion points of vit-1" in found.text

@@ -16,7 +16,7 @@ from pnc_hub.cloning.images.data import class_names
 from pnc_hub.models import labels as names_of_models
 from pnc_hub.models.classifier import as_classifier
 from pnc_hub.models.preprocess import Preprocess
-from pnc_hub.report.photos import KINDS, Photo
+from pnc_hub.report.photos import KINDS, ShownPhoto
 
 MOST, MOST_OF_A_CLASS = 8, 2  # of each kind, in each process until they are put together
 SIDE = 112  # pixels
@@ -28,7 +28,7 @@ class Album:
     def __init__(self, preprocess: Preprocess, old_names: Sequence[str] | None, new_names: Sequence[str]) -> None:
         """Images come as inputs of a target with ``preprocess``; ``old_names`` are its classes, where they are known."""
         self.preprocess, self.old_names, self.new_names = preprocess, old_names, new_names
-        self._photos: list[tuple[int, Photo]] = []
+        self._photos: list[tuple[int, ShownPhoto]] = []
         self._seen: Counter[tuple[str, int]] = Counter()
         self._batches = 0
 
@@ -44,11 +44,11 @@ class Album:
                 continue
             shows = self.new_names[label] if new else self._old(label)
             answer = self.new_names[now - width] if now >= width else str(self._old(now))
-            photo = Photo(kind, self._picture(images[row]), shows, (str(self._old(was)), sure), (answer, surer))
+            photo = ShownPhoto(kind, self._picture(images[row]), shows, (str(self._old(was)), sure), (answer, surer))
             self._photos.append((self._batches, photo))
         self._batches += 1
 
-    def photos(self) -> tuple[Photo, ...]:
+    def photos(self) -> tuple[ShownPhoto, ...]:
         """What all processes have collected; the same in each."""
         found = sorted(gather_object(list(self._photos)), key=lambda item: item[0])
         return tuple(photo for kind in KINDS for photo in [one for _, one in found if one.kind == kind][:MOST])

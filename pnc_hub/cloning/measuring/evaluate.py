@@ -18,7 +18,7 @@ from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.measuring.album import Album
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.fingerprint import state_digest
-from pnc_hub.report.series import Histogram, Reliability, class_metrics, pair_metrics
+from pnc_hub.report.series import Histogram, Reliability, Table, class_table, pair_table
 
 
 class Side(NamedTuple):
@@ -72,26 +72,27 @@ class Observed:
             result["ece_alone"] = Reliability.count(self.alone[1].tolist(), right.tolist()).ece
         return {**result, "restored": self.restored}
 
-    def series(self) -> dict[str, float]:
+    def held_out(self) -> dict[str, int]:
+        """How many images were seen of each side."""
+        counts = {"held_out.new": len(self.new.labels)}
+        return counts if self.old is None else {**counts, "held_out.old": len(self.old.labels)}
+
+    def series(self) -> dict[str, Table]:
         """What figures are drawn of, see ``pnc_hub.report.series``: shares are not enough for them."""
         new, old = self.new, self.old
         labels, crossed = new.labels.tolist(), new.answers < self.width
-        margins = Histogram.count(new.margins.tolist(), [] if old is None else old.margins.tolist())
         pairs = zip(new.labels[crossed].tolist(), new.answers[crossed].tolist(), strict=True)
-        found: dict[str, float] = {
-            "held_out.new": len(labels),
-            **margins.metrics(),
-            **class_metrics(labels, (new.answers == new.labels + self.width).tolist(), crossed.tolist()),
-            **pair_metrics("new", pairs),
+        tables = {
+            "gate": Histogram.count(new.margins.tolist(), [] if old is None else old.margins.tolist()).table(),
+            "class": class_table(labels, (new.answers == new.labels + self.width).tolist(), crossed.tolist()),
+            "confused_new": pair_table(pairs),
         }
-        if old is not None:
-            found["held_out.old"] = len(old.labels)
-            if self.labelled:
-                gone = old.answers >= self.width
-                answers = (old.answers[gone] - self.width).tolist()
-                found |= pair_metrics("old", zip(old.labels[gone].tolist(), answers, strict=True))
-                found |= self._reliability(old).metrics()
-        return found
+        if old is not None and self.labelled:
+            gone = old.answers >= self.width
+            answers = (old.answers[gone] - self.width).tolist()
+            tables["confused_old"] = pair_table(zip(old.labels[gone].tolist(), answers, strict=True))
+            tables["calibration"] = self._reliability(old).table()
+        return tables
 
     @property
     def labelled(self) -> bool:
