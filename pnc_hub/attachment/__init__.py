@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,15 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pnc_hub.artifact.config import AdapterConfig
-from pnc_hub.attachment import detour, patch, plan, probing
-from pnc_hub.attachment.branch import Branch
+from pnc_hub.attachment import hooks, plan, probing
+from pnc_hub.attachment.joined import JoinedClone
 from pnc_hub.errors import TargetError
 from pnc_hub.hub.clone import Clone, open_clone
 from pnc_hub.hub.lock import Lock
 from pnc_hub.models.preprocess import Preprocess
-
-_LOCK = threading.RLock()
 
 
 class Attachment:
@@ -33,14 +29,13 @@ class Attachment:
         revision: the commit that it was read at, when it came from the Hub: what to pin.
     """
 
-    def __init__(self, clone: Clone, adapter: AdapterConfig, branch: Branch) -> None:
+    def __init__(self, model: nn.Module, joined: JoinedClone) -> None:
         """Made by ``attach``."""
-        self.labels, self.insertion = clone.labels, adapter.insertion.name
-        self.revision, self.fired = clone.revision, False
-        self._disabled = 0  # how many blocks of ``disabled`` it is in
-        self._patch: patch.Patch | None = None
-        self._model: Callable[[], nn.Module | None] = _nowhere
-        self._branch: Branch | None = branch
+        self.labels, self.insertion, self.revision = joined.labels, joined.insertion.name, joined.clone.revision
+        self._model: Callable[[], nn.Module | None] = weakref.ref(model)
+        self._joined: JoinedClone | None = joined
+        self._fired = False
+        joined.attachment = self
 
     def __repr__(self) -> str:
         if self.clone is None:
@@ -64,12 +59,17 @@ class Attachment:
     @property
     def clone(self) -> Clone | None:
         """The clone; None once it has been detached."""
-        return self._branch.clone if self._branch is not None else None
+        return self._joined.clone if self._joined is not None else None
+
+    @property
+    def fired(self) -> bool:
+        """Whether a forward pass has used the clone since it was attached."""
+        return self._joined.fired if self._joined is not None else self._fired
 
     @property
     def enabled(self) -> bool:
         """Whether it is in no block of ``disabled``."""
-        return not self._disabled
+        return self._hooks is None or self._joined not in self._hooks.muted
 
     @property
     def logit_slice(self) -> slice:
@@ -78,40 +78,32 @@ class Attachment:
         Raises:
             TargetError: the clone is detached or disabled, so there are none.
         """
-        model, joined = self._model(), self._patch
-        start = joined.own_width(model) if model is not None and joined is not None else 0
-        for member in joined.active if joined else ():
-            if member is self:
-                return slice(start, start + len(self.labels))
-            start += len(member.labels)
-        raise TargetError(f"{self!r} has no logits now: it is {'disabled' if joined else 'detached'}")
+        heard, joined = self._hooks, self._joined
+        columns = heard.columns(joined) if heard is not None and joined is not None else None
+        if columns is None:
+            raise TargetError(f"{self!r} has no logits now: it is {'disabled' if joined else 'detached'}")
+        return columns
 
     def detach(self) -> None:
         """Take the clone out. In any order, twice, or after an exception: the model is what it was."""
-        with _LOCK:
-            model, joined = self._model(), self._patch
-            if joined is not None:
-                joined.members = tuple(member for member in joined.members if member is not self)
-                if model is not None:
-                    for step in detour.installed(model).values():
-                        step.forget(self)
-                    joined.forget_interrupted()
-                    patch.uninstall(model, joined, {member.insertion for member in joined.members})
-                    joined.show_width(model)
-            self._patch = self._branch = None
+        joined = self._joined
+        if joined is not None:
+            if self._hooks is not None:
+                self._hooks.remove(joined)
+            self._fired, self._joined = joined.fired, None
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within the block the model answers as if this clone were not attached."""
-        with _LOCK:
-            self._disabled += 1
-            self._show_width()
+        joined, heard = self._joined, self._hooks
+        if joined is None or heard is None:
+            yield
+            return
+        heard.mute(joined)
         try:
             yield
         finally:
-            with _LOCK:
-                self._disabled -= 1
-                self._show_width()
+            heard.unmute(joined)
 
     def verify(self, callable: Callable[[Tensor], Tensor] | None = None) -> float:
         """Check that target and clone answer the probe as recorded, and that the clone is heard where the model is run.
@@ -128,12 +120,12 @@ class Attachment:
             TargetError: the model is in training mode (running it would change its statistics), or the clone is detached
                 or disabled.
         """
-        model, branch, columns = self._model(), self._branch, self.logit_slice
-        if model is None or branch is None:
+        model, joined, columns = self._model(), self._joined, self.logit_slice
+        if model is None or joined is None:
             raise TargetError(f"the model of {self!r} is gone; attach the clone again to verify it")
         if any(module.training for module in model.modules()):
             raise TargetError("the model is in training mode; call model.eval() before verifying a clone")
-        return probing.verify(model, branch, columns.stop, model if callable is None else callable)
+        return probing.verify(model, joined, columns.stop, model if callable is None else callable)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The clone's own parameters, for an optimizer. The model's are not among them, nor these among the model's.
@@ -153,17 +145,17 @@ class Attachment:
         """
         return self._trainable("trained weights").learned()
 
-    def _trainable(self, what: str) -> Branch:
-        branch = self._branch
-        if branch is None or not branch.trainable:
-            state = "detached" if branch is None else "frozen"
-            raise TargetError(f"{self!r} has no {what}: it is {state}; attach it with trainable=True")
-        return branch
-
-    def _show_width(self) -> None:
+    @property
+    def _hooks(self) -> hooks.Hooks | None:
         model = self._model()
-        if model is not None and self._patch is not None:
-            self._patch.show_width(model)
+        return None if model is None else hooks.hooks_of(model)
+
+    def _trainable(self, what: str) -> JoinedClone:
+        joined = self._joined
+        if joined is None or not joined.trainable:
+            state = "detached" if joined is None else "frozen"
+            raise TargetError(f"{self!r} has no {what}: it is {state}; attach it with trainable=True")
+        return joined
 
 
 def _nowhere() -> None:
@@ -247,33 +239,19 @@ def attach(
         plan.check_labels(inside, clone, attachments(inside))
     near = plan.reference(inside, adapter)
     given = Preprocess.of(inside)
-    branch = Branch(clone, adapter, given, near.device, near.dtype, trainable)
-    attachment = Attachment(clone, adapter, branch)
-    _apply(inside, attachment, given)
+    joined = JoinedClone(clone, adapter, given, near.device, near.dtype, trainable)
+    attachment = Attachment(inside, joined)
+    hooks.add(inside, joined, given.input_size)
     return attachment
 
 
 def attachments(model: nn.Module) -> tuple[Attachment, ...]:
     """The clones that are joined to ``model``, in the order in which they were attached."""
-    joined = patch.patch_of(plan.unwrapped(model))
-    return joined.members if joined else ()
+    joined = hooks.hooks_of(plan.unwrapped(model))
+    return tuple(member.attachment for member in joined.members if isinstance(member, JoinedClone)) if joined else ()
 
 
 def detach(model: nn.Module) -> None:
     """Take every clone out of ``model``."""
     for attachment in attachments(model):
         attachment.detach()
-
-
-def _apply(model: nn.Module, attachment: Attachment, given: Preprocess) -> None:
-    """The one step with an effect on the model: it happens whole or not at all."""
-    with _LOCK:
-        joined = patch.patch_of(model) or patch.Patch(model, given.input_size[0])
-        attachment._patch, attachment._model = joined, weakref.ref(model)
-        try:
-            patch.install(model, joined, {attachment.insertion})
-            joined.members = (*joined.members, attachment)
-            joined.show_width(model)
-        except BaseException:
-            attachment.detach()
-            raise

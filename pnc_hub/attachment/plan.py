@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pnc_hub.artifact.config import AdapterConfig
 from pnc_hub.attachment import probing
-from pnc_hub.attachment.patch import patch_of
+from pnc_hub.attachment.hooks import hooks_of
 from pnc_hub.errors import (
     ClassCollisionError,
     FingerprintMismatchError,
@@ -202,5 +202,5 @@ def reference(model: nn.Module, adapter: AdapterConfig) -> torch.Tensor:
 
 
 def _own_width(model: nn.Module) -> int:
-    joined = patch_of(model)
-    return joined.own_width(model) if joined else int(as_classifier(model).num_classes)
+    joined = hooks_of(model)
+    return joined.width.own(model) if joined else int(as_classifier(model).num_classes)

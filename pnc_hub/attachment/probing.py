@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pnc_hub.artifact.probe import enlarge
 from pnc_hub.errors import ProbeError, TargetError
+from pnc_hub.models.features import read
 from pnc_hub.models.insertion import INPUT
 
 if TYPE_CHECKING:
     from pnc_hub.artifact.config import AdapterConfig
-    from pnc_hub.attachment.branch import Branch
+    from pnc_hub.attachment.joined import JoinedClone
     from pnc_hub.hub.clone import Clone
 
 
@@ -35,35 +35,24 @@ def feature_error(model: nn.Module, clone: Clone, adapter: AdapterConfig, size: 
     """
     if adapter.insertion.name == INPUT:
         return 0.0
-    shipped, seen = clone.probe(adapter), []
+    shipped, name = clone.probe(adapter), adapter.insertion.name
     if shipped["image"].shape[1] != size[0]:
         return float("inf")
-    reference = next(model.parameters(), torch.zeros(()))
-
-    def read(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        seen.append(output.clone())
-        raise _EnoughError
-
-    handle = model.get_submodule(adapter.insertion.name).register_forward_hook(read)
-    try:
-        # eagerly, because a compiled graph would not see the hook
-        with suppress(_EnoughError), torch.compiler.set_stance("force_eager"):
-            model(enlarge(shipped["image"], size).to(reference))
-    finally:
-        handle.remove()
-    wanted = shipped["feature"]
-    if not seen or seen[0].shape != wanted.shape:
+    image = enlarge(shipped["image"], size).to(next(model.parameters(), torch.zeros(())))
+    with torch.compiler.set_stance("force_eager"):  # a compiled graph would not see the hook
+        _, features = read(model, image, [name], stop=True)
+    found, wanted = features.get(name), shipped["feature"]
+    if found is None or found.shape != wanted.shape:
         return float("inf")
-    found = seen[0].float().cpu()
-    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+    return float((found.float().cpu() - wanted).norm() / wanted.norm().clamp_min(1e-12))
 
 
-def verify(model: nn.Module, branch: Branch, end: int, run_as: Callable[[Tensor], Tensor]) -> float:
+def verify(model: nn.Module, joined: JoinedClone, end: int, run_as: Callable[[Tensor], Tensor]) -> float:
     """Check that target and clone answer the probe as recorded, and that ``run_as`` answers an image as ``model`` does.
 
     Args:
         model: the target, in eval mode.
-        branch: an attached clone.
+        joined: an attached clone.
         end: where its logits end in the output of ``model``.
         run_as: how the model is run.
 
@@ -73,17 +62,17 @@ def verify(model: nn.Module, branch: Branch, end: int, run_as: Callable[[Tensor]
     Raises:
         ProbeError: one of them does not.
     """
-    kind, insertion, size = type(model).__name__, branch.adapter.insertion.name, branch.given.input_size
-    difference = branch.clone.run_probe(branch.adapter)
+    kind, insertion, size = type(model).__name__, joined.adapter.insertion.name, joined.given.input_size
+    difference = joined.clone.run_probe(joined.adapter)
     reference = next(model.parameters(), torch.zeros(()))
-    error = feature_error(model, branch.clone, branch.adapter, size)
+    error = feature_error(model, joined.clone, joined.adapter, size)
     if not error <= FEATURE_TOLERANCE.get(reference.element_size(), FEATURE_TOLERANCE[2]):
         raise ProbeError(
             f"{kind} answers the probe at {insertion!r} with another feature than the target that the clone was made for"
             f" (relative error {error:.2g}): its weights or its structure are others. Load those weights, or have an"
             " adapter made for this model."
         )
-    shipped = branch.clone.probe(branch.adapter)["image"][:1]
+    shipped = joined.clone.probe(joined.adapter)["image"][:1]
     image = enlarge(shipped if shipped.shape[1] == size[0] else shipped.mean(1, keepdim=True), size)
     image = image.expand(-1, size[0], -1, -1).to(reference)
     try:
@@ -92,7 +81,7 @@ def verify(model: nn.Module, branch: Branch, end: int, run_as: Callable[[Tensor]
         found = run_as(image)
     except TargetError as error:
         raise ProbeError(str(error)) from error
-    if not bool(expected[:, end - len(branch.clone.labels) : end].isfinite().all()):
+    if not bool(expected[:, end - len(joined.clone.labels) : end].isfinite().all()):
         raise ProbeError(
             f"the clone has no answer to its probe in {str(expected.dtype).removeprefix('torch.')}: it overflows. Convert the"
             " model to bfloat16 or float32"
@@ -104,7 +93,3 @@ def verify(model: nn.Module, branch: Branch, end: int, run_as: Callable[[Tensor]
             " before the clone was attached. Attach first, or call torch.compiler.reset()."
         )
     return difference
-
-
-class _EnoughError(Exception):
-    """The feature has been read; the rest of the pass is not wanted."""

@@ -8,6 +8,7 @@ follows from its arguments' shapes.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -169,27 +170,49 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode and float32, on the meta device, without hooks, clones, and what accelerate moves weights with."""
-    from pnc_hub.attachment.detour import overrides
+    """A copy in eval mode and float32, on the meta device, without hooks and without what stands in for a method.
 
+    A stand-in says by ``__wrapped__`` what it stands for: those of clones do, and accelerate's, which moves weights in before
+    ``forward`` and out after it.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), False)
-        for tensor in _tensors_on(module):
-            memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta", requires_grad=False))
-        for name, table in vars(module).items():
-            if "_hooks" in name and isinstance(table, dict):
-                memo[id(table)] = type(table)()
-        memo.update((id(vars(module)[name]), name) for name in overrides(module))
+        _prepare(module, memo)
     twin = copy.deepcopy(model, memo)
     for module, copied in zip(model.modules(), twin.modules(), strict=True):
-        for name, replaced in overrides(module).items():
-            del vars(copied)[name]
-            if replaced is not None:
-                vars(copied)[name] = copy.deepcopy(replaced, memo)
+        for name, value in vars(module).items():
+            inner = inspect.unwrap(value) if callable(value) else value
+            if _is_hook(name, value) or _is_method(module, inner, name):
+                del vars(copied)[name]
+            elif inner is not value:
+                vars(copied)[name] = copy.deepcopy(inner, memo)
     return twin.eval().float()
+
+
+def _prepare(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Say what ``deepcopy`` is to put in place of weights and hooks."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), False)
+    for tensor in _tensors_on(module):
+        memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta", requires_grad=False))
+    for name, value in vars(module).items():
+        if "_hook" in name and isinstance(value, dict):
+            memo[id(value)] = type(value)()
+        elif _is_hook(name, value) or hasattr(value, "__wrapped__"):
+            memo[id(value)] = name  # not copied: it may hold whole networks
+
+
+def _is_hook(name: str, value: Any) -> bool:
+    """Whether an attribute is an object that hooks into its module, and neither a table of hooks nor a flag about them."""
+    return "_hook" in name and not isinstance(value, dict) and hasattr(value, "__dict__")
+
+
+def _is_method(module: nn.Module, value: Any, attribute: str) -> bool:
+    """Whether ``value`` is the method of its class that an instance has without this attribute, or its ``forward``."""
+    function = getattr(value, "__func__", value)
+    name = getattr(function, "__name__", None)
+    return name in (attribute, "forward") and function is getattr(type(module), name, None)
 
 
 def _tensors_on(module: nn.Module) -> Iterator[Tensor]:

@@ -116,7 +116,7 @@ def test_it_stays_in_eval_mode(joined):
     model, attachment = joined
     model.train()
     model(images())
-    assert not any(part.training for part in attachment._branch._parts[:2])
+    assert not any(part.training for part in attachment._joined._parts[:2])
 
 
 def test_a_frozen_clone_has_nothing_to_train(pair):
@@ -134,7 +134,7 @@ def test_frozen_tensors_take_no_gradient(pair):
     model, clone = copy.deepcopy(pair[0]), pair[1]
     attachment = pnc_hub.attach(model, clone)
     model.train()(images()).logsumexp(1).sum().backward()
-    module, gate = attachment._branch._parts[:2]
+    module, gate = attachment._joined._parts[:2]
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
     assert all(parameter.grad is None for parameter in gate.parameters())
     assert attachment.insertion in (INPUT, "layer2.0")

@@ -49,7 +49,7 @@ def agreed(model, clone, **options) -> pnc_hub.Compatibility:
     if attachment is None:
         return found
     assert found.warnings == tuple(str(warning.message) for warning in told)
-    branch = attachment._branch
+    branch = attachment._joined
     assert (found.adapter, found.insertion) == (branch.adapter.name, attachment.insertion)
     assert found.parameters == sum(parameter.numel() for parameter in branch.parameters())
     attachment.detach()

@@ -137,7 +137,7 @@ class Doubling(ModelHook):
 @pytest.mark.parametrize("where", ["root", "insertion point"])
 @once_each
 def test_hooks_of_accelerate(family, at, where, when):
-    """They exchange ``forward``, within the hooks of torch: a clone reads what they return."""
+    """They exchange ``forward`` as clones do: what came last sees what the other returns."""
     model, clones = pair(family, at)
     model, hook = copy.deepcopy(model), Doubling()
     name = "" if where == "root" or at == "input" else join(family, at).attachment.insertion
@@ -151,10 +151,11 @@ def test_hooks_of_accelerate(family, at, where, when):
         alone, together = plain(images()), model(images())
         assert hook.calls == 1
         assert torch.equal(together[:, : plain.num_classes], alone)
-        expected = battery.direct(plain, clones[0], images(), attachment.insertion)
-        assert_close(together[:, plain.num_classes :], expected)
-        remove_hook_from_module(hooked)
         own = pair(family, at)[0]
+        doubles_the_clone = hooked is model and when == "after"
+        expected = battery.direct(own if doubles_the_clone else plain, clones[0], images(), attachment.insertion)
+        assert_close(together[:, plain.num_classes :], expected * (1 + doubles_the_clone))
+        remove_hook_from_module(hooked)
         with restored(own):
             assert torch.equal(model(images())[:, : own.num_classes], own(images()))
         pnc_hub.detach(model)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from common import images
+from common import images, live
 from torch.testing import assert_close
 
 import pnc_hub
@@ -102,14 +102,6 @@ def test_many_clones_attached_and_detached_by_many_threads(family, at):
 
 class Interrupted(BaseException):
     """As KeyboardInterrupt, but no test runner's affair."""
-
-
-def live(count):
-    """Tensors in memory that are of ``count`` images, or their features."""
-    gc.collect()
-    return [
-        thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and thing.shape[:1] == (count,)
-    ]
 
 
 def failing(model, error, count):

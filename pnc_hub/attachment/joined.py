@@ -1,4 +1,4 @@
-"""One clone at work: its module and its gate, where and as the target's features come."""
+"""One clone at work in one model: its module and its gate, where and as the target's features come."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pnc_hub import fusion
 from pnc_hub.artifact import files
-from pnc_hub.errors import ImageError, InsertionPointError
+from pnc_hub.errors import InsertionPointError
 from pnc_hub.models.insertion import INPUT
 from pnc_hub.models.tensors import tensors_of
 from pnc_hub.module import CloneModule, Gate
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pnc_hub.models.preprocess import Preprocess
 
 
-class Branch:
+class JoinedClone:
     """The module and the gate of one attached clone. Copies and pickles hold the clone and build their own.
 
     A frozen branch follows the device and the dtype of the features that come, built anew from the clone's own tensors, so
@@ -43,11 +43,18 @@ class Branch:
     ) -> None:
         """For features on ``device`` in ``dtype``, in the image convention ``given``."""
         self.clone, self.adapter, self.given, self.trainable = clone, adapter, given, trainable
+        self.labels, self.insertion = clone.labels, adapter.insertion
+        self.fired = False  # whether a pass has used it
+        self.attachment: Any = None  # what stands for it outside
         self._parts = self._built(device, dtype)
+
+    def __repr__(self) -> str:
+        return repr(self.attachment)
 
     def __call__(self, feature: Tensor, target_logits: Tensor) -> Tensor:
         """Logits of the cloned classes [B, K], on the device and in the dtype of the target's [B, T]."""
         self._check(feature)
+        self.fired = True  # not looked at first: torch.compile would guard on it
         kind = feature.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         dtype = torch.promote_types(feature.dtype, torch.float32) if autocast else feature.dtype
@@ -70,15 +77,6 @@ class Branch:
             raise InsertionPointError(
                 f"the clone reads {point.layout} features with {point.channels} channels at {point.name!r}, found"
                 f" {list(feature.shape)}; have an adapter made for this model"
-            )
-
-    def check_aspect(self, images: Tensor) -> None:
-        """Raise ``ImageError`` where ``images`` leave open how the tokens that come of them are arranged."""
-        _, height, width = self.given.input_size
-        if self.adapter.insertion.layout == "NLC" and images.shape[2] * width != images.shape[3] * height:
-            raise ImageError(
-                f"the clone reads tokens of images {height} high and {width} wide, or of others of these proportions, found"
-                f" {images.shape[2]} high and {images.shape[3]} wide; crop them, or attach the clone at the input"
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from common import images, tiny_clone, tiny_model
 from torch import nn
 
 import pnc_hub
-from pnc_hub.attachment.patch import Patch, check_images, patch_of
+from pnc_hub.attachment.images import check_images
 from pnc_hub.errors import ImageError, InsertionPointError, NoClassifierError, TargetError
 
 
@@ -39,14 +39,13 @@ def joined(pair):
     ],
 )
 def test_images_that_are_none_are_refused_before_anything_runs(joined, batch, message):
-    model, attachment = joined
+    model, _ = joined
     before, width = model(images()), model.num_classes
     for call in (lambda: model(batch), lambda: model(x=batch)):
         with pytest.raises(ImageError, match=message + "; apply the model's timm transform first"):
             call()
     assert torch.equal(model(images()), before)
     assert model.num_classes == width
-    assert not attachment._patch._pass.state
 
 
 def test_images_may_be_none_at_all_and_of_any_floating_dtype():
@@ -101,17 +100,6 @@ def test_outputs_that_are_no_logits_are_refused(pair):
     assert model(images()).shape == (4, 7)
 
 
-def test_a_hook_that_is_called_while_it_is_installed(pair):
-    """Another thread may find the pre-hook before torch has noted that it takes keyword arguments."""
-    model, clone = pair
-    alone = model(images())
-    with pnc_hub.attach(model, clone):
-        together = model(images())
-        model._forward_pre_hooks_with_kwargs.clear()
-        for answer in (model(x=images()), model(images())):
-            assert torch.equal(answer, together) or torch.equal(answer, alone)
-
-
 def test_a_head_taken_away_meanwhile_is_noticed(pair):
     model, clone = copy.deepcopy(pair[0]), pair[1]
     attachment = pnc_hub.attach(model, clone)
@@ -159,19 +147,14 @@ def test_features_are_read_before_a_later_layer_overwrites_them(joined):
     torch.testing.assert_close(found, expected)
 
 
-def test_one_patch_serves_all_clones_and_goes_with_the_last(pair):
+def test_clones_at_one_point_share_a_hook_that_goes_with_the_last(pair):
     model, clone = pair
-    assert patch_of(model) is None
     first = pnc_hub.attach(model, clone)
-    patch = patch_of(model)
-    assert isinstance(patch, Patch)
     second = pnc_hub.attach(model, clone, on_collision="allow")
-    assert patch_of(model) is patch
     assert len(model.get_submodule(first.insertion)._forward_hooks) == 1
     first.detach()
     assert torch.equal(model(images())[:, second.logit_slice], model(images())[:, -3:])
     second.detach()
-    assert patch_of(model) is None
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
@@ -243,4 +226,4 @@ def test_a_feature_of_another_shape_is_refused(pair):
             with pytest.raises(
                 InsertionPointError, match=r"reads NCHW features with 16 channels at 'layer2\.0', found"
             ):
-                attachment._branch(torch.zeros(shape), torch.zeros(1, 7))
+                attachment._joined(torch.zeros(shape), torch.zeros(1, 7))

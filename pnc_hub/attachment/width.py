@@ -1,0 +1,53 @@
+"""What ``model.num_classes`` tells while clones are attached: the width of what the model returns."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pnc_hub.errors import NoClassifierError
+from pnc_hub.models.classifier import as_classifier, heads
+
+
+class Width:
+    """How many classes a model has of its own; somebody may exchange its head meanwhile, by any way there is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """What ``model`` has now, with no clone attached."""
+        self._told = self._width = self._shown = int(as_classifier(model).num_classes)
+        self._heads = heads(model)
+
+    def own(self, model: nn.Module) -> int:
+        """The model's own classes."""
+        if model.num_classes != self._shown:
+            return int(as_classifier(model).num_classes)
+        found = heads(model)
+        if found == self._heads:
+            return self._width
+        widths = (getattr(head, "out_features", getattr(head, "out_channels", None)) for head in found)
+        return next((width for width in widths if isinstance(width, int)), self._width)
+
+    def show(self, model: nn.Module, added: int | None) -> None:
+        """Let ``num_classes`` tell the own ones and those ``added``; None restores what it told without clones."""
+        width, found = self.own(model), heads(model)
+        if model.num_classes != self._shown or found != self._heads:  # somebody exchanged the head
+            self._told = width
+        self._width, self._heads = width, found
+        self._shown = width + (added or 0)
+        as_classifier(model).num_classes = self._told if added is None else self._shown
+
+    def follow(self, model: nn.Module, width: int, added: int) -> None:
+        """The model has returned ``width`` logits of its own: it may have another head than before.
+
+        Raises:
+            NoClassifierError: it has none.
+        """
+        if model.num_classes == self._shown and width == self._width:
+            return
+        if self.own(model) <= 0:
+            raise NoClassifierError(
+                f"{type(model).__name__} was left without a classifier (num_classes={model.num_classes}) while a clone was"
+                " attached, so there are no logits to extend; detach the clone, or reset the classifier to some classes"
+            )
+        self.show(model, added)
+        self._width, self._shown = width, width + added
+        as_classifier(model).num_classes = self._shown
