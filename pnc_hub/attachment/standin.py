@@ -44,7 +44,9 @@ class StandIn:
     @property
     def __globals__(self) -> dict[str, Any]:
         """Not there: torch.jit.script asks for it, and would go on to compile what this stands for, without the clones."""
-        raise AttributeError("a model with a clone attached cannot be scripted; trace or export it, or detach the clone")
+        raise AttributeError(
+            "a model with a clone attached cannot be scripted; trace or export it, or detach the clone"
+        )
 
     @property
     def __func__(self) -> Callable[..., Any]:
