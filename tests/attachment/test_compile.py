@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from common import images, tiny_clone, tiny_model
+from torch import nn
 from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
@@ -128,6 +129,29 @@ def test_clones_at_the_input_and_several_of_them(pair):
         first.detach()
         assert_close(compiled(images()), eagerly(model, images()))
         assert compiled(images()).shape[1] == both.shape[1] - len(first.labels)
+
+
+class Wrapped(nn.Module):
+    """A classifier that is not timm's: it has no steps."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.num_classes = body, body.num_classes
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*attached at the input")
+def test_a_model_without_steps_compiled_and_called_before():
+    model = Wrapped(tiny_model("resnet")).eval()
+    clone = tiny_clone(tiny_model("vit", seed=1), tiny_model("resnet", seed=3), family="vit")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    alone = compiled(images())
+    with pnc_hub.attach(model, clone):
+        assert_close(compiled(images()), eagerly(model, images()))
+        assert compiled(images()).shape == (4, 10)
+    assert_close(compiled(images()), alone)
 
 
 def test_a_function_that_calls_the_model(pair):
