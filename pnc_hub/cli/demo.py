@@ -23,7 +23,7 @@ from pnc_hub.cloning.learn import clone
 from pnc_hub.cloning.measuring.evaluate import accuracy, measure
 from pnc_hub.hub.clone import Clone
 
-SIDE = 32
+SIDE, EPOCHS = 32, 20
 SOURCE_ARGS = {"channels": (16, 32, 64, 128), "stem_width": 16}
 TARGET_ARGS = {"dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)}
 SOURCE_DIGITS, TARGET_DIGITS = range(5, 10), range(5)
@@ -151,7 +151,9 @@ def _row(learned: Clone, found: dict[str, Any], digits: Sequence[int], source_al
     }
 
 
-def _trained(name: str, digits: Sequence[int], seed: int, progress: bool, **arguments: Any) -> nn.Module:
+def _trained(
+    name: str, digits: Sequence[int], seed: int, progress: bool, epochs: int = EPOCHS, **arguments: Any
+) -> nn.Module:
     """A timm classifier of ``digits``, trained from scratch in seconds."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -169,7 +171,6 @@ def _trained(name: str, digits: Sequence[int], seed: int, progress: bool, **argu
         )
         accelerator = Accelerator()
         loader = DataLoader(Digits(digits, seed, train=True, augment=True), 48, shuffle=True)
-        epochs = 20
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, epochs * len(loader))
         model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)

@@ -9,27 +9,26 @@ python recipes/architectures/port.py --seeds 0 1 2 --json port.json
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import pnc_hub
 from pnc_hub.artifact import files
 from pnc_hub.cli import demo
-from pnc_hub.cloning.measuring.evaluate import accuracy, measure
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.insertion import INPUT
-from recipes.architectures.families import FAMILIES, NEW, OLD, logits, network
-from recipes.frame.rows import Rows
+from recipes.architectures.families import FAMILIES, NEW, OLD, network
+from recipes.frame import rehearsal
+from recipes.frame.rows import Rows, markdown, over_seeds, points
 from recipes.frame.task import clock
+from recipes.method import digits
 
 SOURCE, FIRST, OTHERS = "ResNet", "ConvNeXt", ("MobileNetV2", "ViT")
 # The search may take an early cut (conv1 in one seed of three), whose large maps no layer of the others has.
@@ -53,34 +52,20 @@ COLUMNS = (
 SHARES = ("target_alone", "ori", "source_alone", "tar", "diverted")
 
 
-def rows_of(seed: int, epochs: float) -> list[dict]:
+def measured(seed: int, epochs: float) -> list[dict]:
     """One row for every target and way."""
-    source, target = network(SOURCE, NEW, seed), network(FIRST, OLD, seed)
     known = demo.Digits(OLD, seed, train=True)
-    started = clock()
-    clone = pnc_hub.clone(
-        source,
-        target,
-        {str(digit): position for position, digit in enumerate(NEW)},
-        demo.Digits(NEW, seed, train=True),
-        target_data=known,
-        source_args=FAMILIES[SOURCE][1],
-        cut=CUT,
-        flip=False,
-        epochs=epochs,
-        seed=seed,
-        progress=False,
-    )
-    rows = [row(clone, 0, FIRST, "learned", seed, clock() - started)]
-    rows.append(row(universal(clone), 0, FIRST, "input", seed, 0.0))
+    networks = network(SOURCE, NEW, seed), network(FIRST, OLD, seed)
+    clone, seconds = digits.cloned(*networks, seed, source_args=FAMILIES[SOURCE][1], cut=CUT, epochs=epochs)
+    rows = [row(clone, FIRST, "learned", seed, seconds), row(universal(clone), FIRST, "input", seed, 0.0)]
     shown = ConcatDataset([demo.Digits(NEW, seed, train=True), known])
-    for other in OTHERS:
+    for other in rehearsal.few(OTHERS):
         receives = network(other, OLD, seed)
         for way, options in (("port", {}), ("port, old labelled", {"target_data": known})):
             started = clock()
             ported = pnc_hub.port(clone, receives, shown, **options, seed=seed, progress=False)
-            rows.append(row(ported, 1, other, way, seed, clock() - started))
-        rows.append(row(universal(clone), 0, other, "input", seed, 0.0))
+            rows.append(row(ported, other, way, seed, round(clock() - started, 1)))
+        rows.append(row(universal(clone), other, "input", seed, 0.0))
     return rows
 
 
@@ -90,16 +75,13 @@ def universal(clone: Clone) -> Clone:
     return Clone(replace(clone.config, adapters=adapters), clone.all_tensors())
 
 
-def row(clone: Clone, place: int, family: str, way: str, seed: int, seconds: float) -> dict:
-    """What is lost on either side, and what the adapter at that place of the configuration weighs."""
-    target, adapter = network(family, OLD, seed), clone.config.adapters[place]
+def row(clone: Clone, family: str, way: str, seed: int, seconds: float) -> dict:
+    """What is lost on either side, and what the adapter weighs that came last."""
+    adapter = next(one for one in reversed(clone.config.adapters) if one.target is not None or way == "input")
     at_input = adapter.insertion.name == INPUT
-    new, old = (demo.Digits(digits, seed, train=False) for digits in (NEW, OLD))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*not calibrated")  # the rows at the input show what that costs
-        found = measure(target, clone, DataLoader(new, 128), DataLoader(old, 128))
-    if not found["restored"]:
-        raise AssertionError(f"{family} is not what it was before the clone came")
+        shares = digits.measured(clone, network(SOURCE, NEW, seed), network(family, OLD, seed), seed)
     return {
         "target": family,
         "way": way,
@@ -107,46 +89,30 @@ def row(clone: Clone, place: int, family: str, way: str, seed: int, seconds: flo
         "insertion": adapter.insertion.name,
         "adapter_bytes": clone.nbytes(adapter.file, *[files.TRUNK] * at_input),
         "module_bytes": clone.nbytes(files.WEIGHTS),
-        **{name: found[name] for name in ("target_alone", "ori", "tar", "diverted", "auroc")},
-        "source_alone": accuracy(logits(network(SOURCE, NEW, seed), new), torch.tensor(new.targets)),
-        "seconds": round(seconds, 1),
+        **shares,
+        "seconds": seconds,
     }
 
 
 def table(rows: Sequence[dict]) -> str:
     """Markdown; accuracies in percent."""
-    lines = [f"| {' | '.join(title for _, title in COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(_cell(name, row[name]) for name, _ in COLUMNS)} |" for row in rows]
-    return "\n".join(lines)
+    return markdown(
+        " | ".join(title for _, title in COLUMNS), ([_cell(name, row[name]) for name, _ in COLUMNS] for row in rows)
+    )
 
 
 def _cell(name: str, value: str | float) -> str:
     if name in SHARES:
-        return f"{100 * value:.1f}"
+        return points(value)[0]
     if name.endswith("bytes"):
         return f"{value:,}"
     return f"{value:.4f}" if name == "auroc" else str(value)
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict]:
-    """Measure what the ``--json`` file does not have yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=float, default=EPOCHS, help="passes of the refinement of the clone")
-    parser.add_argument("--json", type=Path, help="keep rows in this file, and take from it those that it has")
-    arguments = parser.parse_args(argv)
-    kept, shown = Rows(arguments.json), []
-    for seed in arguments.seeds:
-        settings = {"seed": seed, "epochs": arguments.epochs, "cut": CUT}
-        found = kept.find(settings)
-        if found is None:
-            found = settings | {"rows": rows_of(seed, arguments.epochs)}
-            kept.add(found)
-            print(table(found["rows"]), file=sys.stderr, flush=True)
-        shown += found["rows"]
-    print(table(shown))
-    return shown
+def rows_of(rows: Rows, seed: int, epochs: float) -> list[dict]:
+    """Those of one seed; what the file has is not measured again."""
+    return rows.of({"seed": seed, "epochs": epochs, "cut": CUT}, lambda: {"rows": measured(seed, epochs)})["rows"]
 
 
 if __name__ == "__main__":
-    main()
+    over_seeds(__doc__, rows_of, table, seeds=(0, 1, 2), epochs=EPOCHS)

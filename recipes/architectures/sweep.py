@@ -9,12 +9,12 @@ small enough are run in real numbers too. What stands in the JSON file already i
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -33,6 +33,7 @@ from pnc_hub.models.insertion import INPUT, InsertionPoint
 from pnc_hub.models.skeleton import Skeleton
 from pnc_hub.models.tensors import tensors_of
 from pnc_hub.module import Adapter, Gate
+from recipes.frame.rows import Rows, markdown
 from recipes.frame.untrained import untrained_clone
 
 SOURCE, CUT, LABELS = "test_resnet", "layer3.0", ("ant", "bee", "wasp")
@@ -78,39 +79,32 @@ class Clones:
         return Clone(config, {files.WEIGHTS: self.tensors[files.WEIGHTS], entry.file: tensors_of(own), **more})
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Sweep, and print what does not work and why."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, required=True, help="rows are added to this file")
+    parser.add_argument("--json", type=Path, help="keep rows in this file, and take from it those that it has")
     parser.add_argument("--filter", nargs="*", default="", help="names or patterns, as timm.list_models takes them")
     parser.add_argument("--real", action=argparse.BooleanOptionalAction, default=True, help="run small ones in numbers")
     parser.add_argument("--millions", type=float, default=30, help="parameters up to which a model is small")
     parser.add_argument("--seconds", type=float, default=3, help="forward passes that take longer are not repeated")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     largest = arguments.millions * 1e6 if arguments.real else 0
-    rows = json.loads(arguments.json.read_text()) if arguments.json.exists() else []
-    rows = {row["architecture"]: row for row in rows}
-    names = [name for name in timm.list_models(arguments.filter) if not is_done(rows.get(name), largest)]
-    clones = Clones()
-    for place, name in enumerate(names, 1):
-        rows[name] = measure(name, clones, largest, arguments.seconds)
-        print(f"{place}/{len(names)} {json.dumps(rows[name])}", file=sys.stderr, flush=True)
-        if place % 20 == 0 or place == len(names):
-            arguments.json.write_text(json.dumps([rows[name] for name in sorted(rows)], indent=0))
-    print_summary([rows[name] for name in sorted(rows)])
-
-
-def is_done(row: dict | None, largest: float) -> bool:
-    """Whether there is nothing left to measure of an architecture."""
-    return row is not None and (row["real"] is not None or (row["parameters"] or 0) >= largest)
+    rows, clones = Rows(arguments.json), Clones()
+    print_summary(
+        [
+            rows.of(
+                {"architecture": name, "largest": largest}, partial(measure, name, clones, largest, arguments.seconds)
+            )
+            for name in timm.list_models(arguments.filter)
+        ]
+    )
 
 
 def measure(name: str, clones: Clones, largest: float, limit: float) -> dict:
     """The row of one architecture; ``reason`` is that of the first thing that failed."""
     start = time.perf_counter()
-    row = {"architecture": name, "parameters": None, "points": None, "insertion": None, "meta": None, "real": None}
-    row.update(seconds=None, reason=None)
+    row = dict.fromkeys(("parameters", "points", "insertion", "meta", "real", "seconds", "reason"))
     try:
         model, given = build(name)
         row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
@@ -252,10 +246,9 @@ def print_summary(rows: list[dict]) -> None:
     for kind in ("meta", "real"):
         counts = Counter(str(row[kind]).partition(",")[0] for row in rows)
         print(f"{kind}: {', '.join(f'{count} {what}' for what, count in counts.most_common())}")
-    print("\n| architecture | points | meta | real | reason |\n| --- | --- | --- | --- | --- |")
-    for row in rows:
-        if row["reason"] or not row["points"]:
-            print(f"| {row['architecture']} | {row['points']} | {row['meta']} | {row['real']} | {row['reason']} |")
+    failed = [row for row in rows if row["reason"] or not row["points"]]
+    titles = "architecture | points | meta | real | reason"
+    print(f"\n{markdown(titles, ([row[title] for title in titles.split(' | ')] for row in failed))}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pnc_hub.cloning.fitting.gate import auroc
 from pnc_hub.models.fingerprint import state_digest
-from recipes.frame import training
+from recipes.frame import rehearsal, training
 from recipes.frame.reading import MissingDataError
 from recipes.frame.rows import Rows, markdown
 from recipes.frame.task import REGIMES, NotForThisTask, Result, Task
@@ -99,6 +99,8 @@ def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> list[dict]:
 
 def carried_out(benchmark: Benchmark, arguments: argparse.Namespace) -> list[dict]:
     """Do what the command line asks for, and print the table."""
+    if arguments.rehearse:
+        rehearsal.begin()
     if arguments.cache:
         training.use_cache(arguments.cache)
     # a regime without target images is warned of once per clone, and that is what is being measured
@@ -127,6 +129,7 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     parser.add_argument("--cache", type=Path, help="folder for trained networks (recipes/.cache)")
     parser.add_argument("--preset", choices=("quick", "full"), default="quick", help="size of networks and of training")
     parser.add_argument("--networks", action="store_true", help="train the networks and say how good they are, no more")
+    parser.add_argument("--rehearse", action="store_true", help=rehearsal.OPTION)
     for name, options in benchmark.options.items():
         parser.add_argument(name, **options)
 
@@ -247,7 +250,7 @@ def table(rows: Sequence[dict]) -> str:
         ]
         for group, own in groups.items()
     ]
-    lines = [markdown(["regime", "method", "seeds", *COLUMNS], cells)]
+    lines = [markdown(" | ".join(["regime", "method", "seeds", *COLUMNS]), cells)]
     alone = {(row["seed"], row["target_alone"], row["source_alone"]) for row in rows}
     if alone:
         target, source = (100 * statistics.fmean(entry[place] for entry in alone) for place in (1, 2))

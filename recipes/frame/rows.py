@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.frame import rehearsal
+
 
 class Rows:
     """The rows in a JSON file."""
@@ -44,9 +46,9 @@ class Rows:
         return row
 
 
-def markdown(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table of cells, which are written as they print."""
-    lines = [titles, ["---"] * len(titles), *rows]
+def markdown(titles: str, rows: Iterable[Sequence[Any]]) -> str:
+    """A table of cells, which are written as they print; ``titles`` are separated by ``|``."""
+    lines = [titles.split(" | "), ["---"] * len(titles.split(" | ")), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
@@ -78,7 +80,10 @@ def over_seeds(
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--epochs", type=float, default=epochs, help="passes of each training")
     parser.add_argument("--json", type=Path, help="keep rows in this file, and take from it those that it has")
+    parser.add_argument("--rehearse", action="store_true", help=rehearsal.OPTION)
     arguments = parser.parse_args(argv)
+    if arguments.rehearse:
+        rehearsal.begin()
     rows = Rows(arguments.json)
     shown = [row for seed in arguments.seeds for row in measured(rows, seed, arguments.epochs)]
     print(table(shown), flush=True)

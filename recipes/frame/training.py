@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
+from pnc_hub.cloning.fitting.refine import augmented
 from pnc_hub.models.fingerprint import state_digest
+from recipes.frame import rehearsal
 from recipes.frame.task import clock
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -87,6 +89,7 @@ def train(
     Returns:
         ``model``, in eval mode, on the device that it was trained on; ``seconds`` tells how long that took.
     """
+    epochs = rehearsal.passes(epochs)
     accelerator = Accelerator(cpu=device == "cpu")
     settings = (epochs, seed, learning_rate, batch_size, augment, flip, optimizer, weight_decay, half)
     path = _path(name, model, data, settings, loss) if name else None
@@ -127,22 +130,6 @@ def train(
         _store(model, path)
         run.path.unlink(missing_ok=True)
     return model
-
-
-def augmented(images: Tensor, generator: torch.Generator, flip: bool = True) -> Tensor:
-    """[B, C, H, W] -> the same size: each image shifted (zeros come in) and half of them mirrored."""
-    count, _, height, width = images.shape
-    pad = max(height, width) // 8
-    padded = nn.functional.pad(images, (pad,) * 4)
-    offsets = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
-    rows = offsets[0] + torch.arange(height)
-    columns = offsets[1] + torch.arange(width)
-    if flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    each = torch.arange(count)[:, None, None]
-    # advanced indices on both sides of a slice come first: [B, H, W, C]
-    return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 class _Run:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import timm
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+import pnc_hub
 from pnc_hub.cli import demo
-from recipes.frame import protocol
+from pnc_hub.cloning.measuring.evaluate import measure
+from pnc_hub.hub.clone import Clone
+from recipes.frame import protocol, rehearsal
 from recipes.frame.reading import TensorImages
-from recipes.frame.task import FEW, Task
+from recipes.frame.task import FEW, Task, clock
 
 MEAN = STD = (0.5,)
 
@@ -20,8 +26,47 @@ MEAN = STD = (0.5,)
 @lru_cache(maxsize=1)
 def pair(seed: int) -> tuple[nn.Module, nn.Module]:
     """A ResNet that knows the digits 5 to 9 and a ConvNeXt that knows 0 to 4, trained as in the demo."""
-    source = demo._trained("resnet18", demo.SOURCE_DIGITS, seed, progress=False, **demo.SOURCE_ARGS)
-    return source, demo._trained("convnext_atto", demo.TARGET_DIGITS, seed, progress=False, **demo.TARGET_ARGS)
+    short = {"epochs": rehearsal.passes(demo.EPOCHS)}
+    source = demo._trained("resnet18", demo.SOURCE_DIGITS, seed, progress=False, **short, **demo.SOURCE_ARGS)
+    return source, demo._trained("convnext_atto", demo.TARGET_DIGITS, seed, progress=False, **short, **demo.TARGET_ARGS)
+
+
+def cloned(
+    source: nn.Module,
+    target: nn.Module,
+    seed: int,
+    digits: Sequence[int] = demo.SOURCE_DIGITS,
+    *,
+    source_args: dict[str, Any] = demo.SOURCE_ARGS,
+    **options: Any,
+) -> tuple[Clone, float]:
+    """All that a source of ``digits`` knows, cloned into a target of the digits 0 to 4; and how many seconds that took."""
+    started = clock()
+    clone = pnc_hub.clone(
+        source,
+        target,
+        {str(digit): position for position, digit in enumerate(digits)},
+        demo.Digits(digits, seed, train=True),
+        target_data=demo.Digits(demo.TARGET_DIGITS, seed, train=True),
+        source_args=source_args,
+        flip=False,
+        seed=seed,
+        progress=False,
+        **options,
+    )
+    return clone, round(clock() - started, 1)
+
+
+def measured(
+    clone: Clone, source: nn.Module, target: nn.Module, seed: int, digits: Sequence[int] = demo.SOURCE_DIGITS
+) -> dict[str, float]:
+    """What is lost on either side, on held-out digits."""
+    new, old = (demo.Digits(known, seed, train=False) for known in (digits, demo.TARGET_DIGITS))
+    found = measure(target, clone, DataLoader(new, 128), DataLoader(old, 128))
+    if not found["restored"]:
+        raise AssertionError(f"{type(target).__name__} is not what it was before the clone came")
+    shares = {name: found[name] for name in ("target_alone", "ori", "tar", "avg_u", "diverted", "auroc")}
+    return shares | {"source_alone": demo._accuracy(source, new)}
 
 
 def images(digits: range | tuple[int, ...], seed: int, train: bool) -> TensorImages:

@@ -10,22 +10,18 @@ python recipes/method/insertion.py --seeds 0 --json insertion.json
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from scipy.stats import spearmanr
-from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import pnc_hub
-from pnc_hub.cli import demo
-from pnc_hub.cloning.measuring.evaluate import measure
 from pnc_hub.errors import SourceError
-from recipes.frame.rows import Rows
-from recipes.frame.task import clock
+from recipes.frame import rehearsal
+from recipes.frame.rows import Rows, markdown, over_seeds, points
 from recipes.method import digits
 
 # the last module of each stage
@@ -36,92 +32,80 @@ EPOCHS = 8
 SHOWN = 12
 
 
-class Study:
-    """One seed: every clone that is learned is a row, and rows that the file has are not computed again."""
+def rows_of(rows: Rows, seed: int, epochs: float) -> list[dict]:
+    """The tables of one seed, beside what identifies them; clones that the file has are not learned again."""
 
-    def __init__(self, rows: Rows, seed: int) -> None:
-        """``rows`` gets what is new."""
-        self.rows, self.seed = rows, seed
+    def learned(epochs: float, **options: object) -> dict:
+        settings = {"seed": seed, "epochs": epochs, "options": options}
+        return rows.of(settings, partial(measured, seed, epochs, options))
 
-    def row(self, epochs: float, **options: object) -> dict:
-        """A clone by ``options`` of ``pnc_hub.clone``: where it is, what it costs, how it does on held-out digits."""
-        settings = {"seed": self.seed, "epochs": epochs, "options": options}
-        row = self.rows.find(settings)
-        if row is None:
-            row = settings | self._measured(epochs, options)
-            self.rows.add(row)
-            print({name: value for name, value in row.items() if name != "curve"}, file=sys.stderr, flush=True)
-        return row
-
-    def _measured(self, epochs: float, options: dict) -> dict:
-        source, target = digits.pair(self.seed)
-        started = clock()
-        try:
-            clone = pnc_hub.clone(
-                source,
-                target,
-                {str(digit): position for position, digit in enumerate(demo.SOURCE_DIGITS)},
-                demo.Digits(demo.SOURCE_DIGITS, self.seed, train=True),
-                target_data=demo.Digits(demo.TARGET_DIGITS, self.seed, train=True),
-                source_args=demo.SOURCE_ARGS,
-                universal=False,
-                flip=False,
-                epochs=epochs,
-                seed=self.seed,
-                progress=False,
-                **options,
-            )
-        except SourceError as error:
-            return {"refused": str(error)}
-        seconds = clock() - started
-        shown = (demo.Digits(known, self.seed, train=False) for known in (demo.SOURCE_DIGITS, demo.TARGET_DIGITS))
-        found = measure(target, clone, *(DataLoader(part, 128) for part in shown))
-        return {
-            **{name: found[name] for name in ("ori", "tar", "avg_u", "auroc")},
-            **{name: clone.report[name] for name in ("insertion", "cut", "kept_parameters")},
-            "curve": list(clone.curve) if options.get("insertion") is None else [],
-            "seconds": round(seconds, 1),
-        }
-
-
-def study(rows: Rows, seed: int, epochs: float) -> str:
-    """Everything for one seed; the tables as Markdown."""
-    this = Study(rows, seed)
-    closed, search = this.row(0), this.row(epochs)
+    closed, search = learned(0), learned(epochs)
     curve = closed["curve"]
     pairs = [place_of(place) for place in curve]
     grid = [pair for pair in pairs if pair[0] in INSERTIONS and pair[1] in CUTS]
-    chosen = place_of(search)
-    trained = {
-        pair: this.row(epochs, insertion=pair[0], cut=pair[1]) for pair in dict.fromkeys([*grid, pairs[0], chosen])
+    grid = rehearsal.few(grid, 2)
+    rows_at = {
+        pair: learned(epochs, insertion=pair[0], cut=pair[1])
+        for pair in dict.fromkeys([*grid, pairs[0], place_of(search)])
     }
-    trained = {
-        pair: row for pair, row in trained.items() if "refused" not in row
-    }  # places that can not be pruned so far
-    grid = [pair for pair in grid if pair in trained]
-    budgets = [this.row(0, budget={"parameters": most}) for most in BUDGETS]
+    # some places cannot be pruned so far
+    trained = {pair: rows_at[pair] for pair in pairs if pair in rows_at and "refused" not in rows_at[pair]}
+    return [
+        {
+            "seed": seed,
+            "epochs": epochs,
+            "closed": closed,
+            "search": search,
+            "trained": trained,
+            "grid": [pair for pair in grid if pair in trained],
+            "budgets": [learned(0, budget={"parameters": most}) for most in rehearsal.few(BUDGETS)],
+        }
+    ]
+
+
+def measured(seed: int, epochs: float, options: dict) -> dict:
+    """A clone by ``options`` of ``pnc_hub.clone``: where it is, what it costs, how it does on held-out digits."""
+    source, target = digits.pair(seed)
+    try:
+        clone, seconds = digits.cloned(source, target, seed, universal=False, epochs=epochs, **options)
+    except SourceError as error:
+        return {"refused": str(error)}
+    shares = digits.measured(clone, source, target, seed)
+    return {
+        **{name: shares[name] for name in ("ori", "tar", "avg_u", "auroc")},
+        **{name: clone.report[name] for name in ("insertion", "cut", "kept_parameters")},
+        "curve": list(clone.curve) if options.get("insertion") is None else [],
+        "seconds": seconds,
+    }
+
+
+def table(studies: Sequence[dict]) -> str:
+    """The tables of each seed."""
+    return "\n\n".join(map(_tables, studies))
+
+
+def _tables(study: dict) -> str:
+    closed, search, trained, grid = (study[name] for name in ("closed", "search", "trained", "grid"))
+    curve = closed["curve"]
     best = max([*trained.values(), search], key=lambda row: row["avg_u"])
-    first = next(trained[pair] for pair in pairs if pair in trained)
-    exhaustive = sum(row["seconds"] for row in trained.values())
+    first = next(iter(trained.values()))
     glances = {place_of(place): place["avg_u"] for place in curve}
     rank = spearmanr([glances[pair] for pair in grid], [trained[pair]["avg_u"] for pair in grid]).statistic
+    ways = [
+        (f"the best of all {len(trained)}, each trained", best, sum(row["seconds"] for row in trained.values())),
+        ("the curve's first, trained", first, closed["seconds"] + first["seconds"]),
+        ("the search (a curve, trials, training of one)", search, search["seconds"]),
+        ("closed form alone, not trained", closed, closed["seconds"]),
+    ]
     return "\n".join(
         [
-            f"Seed {seed}: {len(pairs)} places, {len(trained)} of them trained for {epochs:g} passes; rank correlation of the"
-            f" curve's Avg_u with that after training over the {len(grid)} of the grid {rank:.2f}.\n",
-            *regrets(
-                [
-                    (f"the best of all {len(trained)}, each trained", best, exhaustive),
-                    ("the curve's first, trained", first, closed["seconds"] + first["seconds"]),
-                    ("the search (a curve, trials, training of one)", search, search["seconds"]),
-                    ("closed form alone, not trained", closed, closed["seconds"]),
-                ],
-                best["avg_u"],
-            ),
+            f"Seed {study['seed']}: {len(curve)} places, {len(trained)} of them trained for {study['epochs']:g} passes; rank"
+            f" correlation of the curve's Avg_u with that after training over the {len(grid)} of the grid {rank:.2f}.\n",
+            regrets(ways, best["avg_u"]),
             "",
-            *curve_table(curve, trained),
+            curve_table(curve, trained),
             "",
-            *budget_table(budgets),
+            budget_table(study["budgets"]),
         ]
     )
 
@@ -131,61 +115,54 @@ def place_of(row: dict) -> tuple[str, str]:
     return row["insertion"], row["cut"]
 
 
-def regrets(ways: Sequence[tuple[str, dict, float]], best: float) -> list[str]:
-    """One line for each way to choose a place."""
-    lines = ["| way | insertion -> cut | Ori | Tar | Avg_u | regret | kept | seconds |", f"|{' --- |' * 8}"]
-    for name, row, seconds in ways:
-        shares = " | ".join(
-            f"{100 * value:.1f}" for value in (row["ori"], row["tar"], row["avg_u"], best - row["avg_u"])
-        )
-        lines.append(
-            f"| {name} | {' -> '.join(place_of(row))} | {shares} | {row['kept_parameters']:,} | {seconds:.0f} |"
-        )
-    return lines
+def regrets(ways: Sequence[tuple[str, dict, float]], best: float) -> str:
+    """How far each way is from the best that was trained, and what it took."""
+    return markdown(
+        "way | insertion -> cut | Ori | Tar | Avg_u | regret | kept | seconds",
+        (
+            [
+                *(way, " -> ".join(place_of(row))),
+                *points(row["ori"], row["tar"], row["avg_u"], best - row["avg_u"]),
+                *(f"{row['kept_parameters']:,}", f"{seconds:.0f}"),
+            ]
+            for way, row, seconds in ways
+        ),
+    )
 
 
-def curve_table(curve: Sequence[dict], trained: dict[tuple[str, str], dict]) -> list[str]:
+def curve_table(curve: Sequence[dict], trained: dict[tuple[str, str], dict]) -> str:
     """The first places of the curve and all that were trained."""
-    lines = [
-        "| rank | insertion -> cut | match | Tar | Avg_u | AUROC | parameters | MACs | Avg_u trained |",
-        f"|{' --- |' * 9}",
-    ]
-    for rank, place in enumerate(curve, 1):
-        after = trained.get(place_of(place))
-        if rank > SHOWN and after is None:
-            continue
-        trained_to = "" if after is None else f"{100 * after['avg_u']:.1f}"
-        lines.append(
-            f"| {rank} | {' -> '.join(place_of(place))} | {place['match']:.2f} | {100 * place['tar']:.1f} |"
-            f" {100 * place['avg_u']:.1f} | {place['auroc']:.3f} | {place['parameters']:,} | {place['macs']:,} | {trained_to} |"
-        )
-    return lines
+    return markdown(
+        "rank | insertion -> cut | match | Tar | Avg_u | AUROC | parameters | MACs | Avg_u trained",
+        (
+            [
+                *(rank, " -> ".join(place_of(place)), f"{place['match']:.2f}", *points(place["tar"], place["avg_u"])),
+                *(f"{place['auroc']:.3f}", f"{place['parameters']:,}", f"{place['macs']:,}"),
+                *(points(trained[place_of(place)]["avg_u"]) if place_of(place) in trained else [""]),
+            ]
+            for rank, place in enumerate(curve, 1)
+            if rank <= SHOWN or place_of(place) in trained
+        ),
+    )
 
 
-def budget_table(rows: Sequence[dict]) -> list[str]:
+def budget_table(rows: Sequence[dict]) -> str:
     """What is chosen within so many parameters, in closed form."""
-    lines = ["| parameters, at most | insertion -> cut | kept | Ori | Tar | Avg_u |", f"|{' --- |' * 6}"]
-    for row in rows:
-        most = f"{row['options']['budget']['parameters']:,}"
+
+    def chosen(row: dict) -> list[str]:
         if "refused" in row:
-            lines.append(f"| {most} | refused: {row['refused']} | | | | |")
-            continue
-        shares = " | ".join(f"{100 * row[name]:.1f}" for name in ("ori", "tar", "avg_u"))
-        lines.append(f"| {most} | {' -> '.join(place_of(row))} | {row['kept_parameters']:,} | {shares} |")
-    return lines
+            return [f"refused: {row['refused']}", "", "", "", ""]
+        return [
+            " -> ".join(place_of(row)),
+            f"{row['kept_parameters']:,}",
+            *points(row["ori"], row["tar"], row["avg_u"]),
+        ]
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train what the ``--json`` file does not have yet, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=float, default=EPOCHS, help="passes of each training")
-    parser.add_argument("--json", type=Path, help="keep rows in this file, and take from it those that it has")
-    arguments = parser.parse_args(argv)
-    rows = Rows(arguments.json)
-    for seed in arguments.seeds:
-        print(study(rows, seed, arguments.epochs), flush=True)
+    return markdown(
+        "parameters, at most | insertion -> cut | kept | Ori | Tar | Avg_u",
+        ([f"{row['options']['budget']['parameters']:,}", *chosen(row)] for row in rows),
+    )
 
 
 if __name__ == "__main__":
-    main()
+    over_seeds(__doc__, rows_of, table, seeds=(0,), epochs=EPOCHS)

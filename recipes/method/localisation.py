@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -38,9 +38,11 @@ from pnc_hub.models.cost import macs
 from pnc_hub.models.insertion import InsertionPoint
 from recipes.frame import networks, reading
 from recipes.frame.reading import HALF, TensorImages
+from recipes.frame.rows import Rows, markdown
 from recipes.method.criteria import CRITERIA, LEARNED, learned, normalised, remembered
 from recipes.method.real import cloned
 
+SIZES = ("parameters", "macs", "bytes", "penultimate", "seconds")
 KEPT = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 # Training photos per class to prune on and to choose on.
 FIT, CHOOSE, BATCH = 20, 20, 32
@@ -102,7 +104,7 @@ def study(data: str, cut: str, seed: int = 0) -> Study:
 
 
 def measured(
-    of: Study, kept: float, criterion: str, per: str, near: bool, steps: str, order: list[list[Tensor]]
+    of: Study, *, cut: str, kept: float, criterion: str, per: str, near: bool, repair: str, order: list[list[Tensor]]
 ) -> dict:
     """One pruned tail: its size, its loss on photos to choose by, accuracy and AUROC on both sets."""
     started = time.perf_counter()
@@ -119,7 +121,7 @@ def measured(
         largest,
         classes=classes,
         importance=importance,
-        repairs=REPAIRS[steps],
+        repairs=REPAIRS[repair],
     )
     seconds = time.perf_counter() - started
     both = nn.Sequential(tail, head)
@@ -140,27 +142,34 @@ def measured(
 
 def table(rows: Sequence[dict], kept: Sequence[float]) -> str:
     """Accuracy in points and AUROC on test photos; of two normalisations that with the smaller loss on held-out photos."""
-    lines = []
+
+    def cell(key: tuple, ratio: float) -> str:
+        same = [row for row in own if (*_key(row), row["kept"]) == (*key, ratio)]
+        best = min(same, key=lambda row: row["choose_loss"], default=None)
+        return (best and f"{100 * best['test_accuracy']:.1f} / {best['test_auroc']:.4f} ({best['per'][0]})") or ""
+
+    parts = []
     for cut in dict.fromkeys(row["cut"] for row in rows):
         own = [row for row in rows if row["cut"] == cut]
-        lines += [f"\nCut after `{cut}`, {own[0]['whole']:,} parameters.\n"]
-        lines += [f"| criterion | neighbours | repair | {' | '.join(f'{ratio:g}' for ratio in kept)} |"]
-        lines += ["| --- | --- | --- " + "| --- " * len(kept) + "|"]
-        for key in dict.fromkeys((row["criterion"], row["near"], row["repair"]) for row in own):
-            cells = []
-            for ratio in kept:
-                same = [r for r in own if (r["criterion"], r["near"], r["repair"], r["kept"]) == (*key, ratio)]
-                best = min(same, key=lambda row: row["choose_loss"], default=None)
-                cells.append(
-                    f"{100 * best['test_accuracy']:.1f} / {best['test_auroc']:.4f} ({best['per'][0]})" if best else ""
-                )
-            lines.append(f"| {key[0]} | {'yes' if key[1] else 'no'} | {key[2]} | {' | '.join(cells)} |")
-        lines += ["\n| kept | parameters | multiply-accumulates | file, bytes | penultimate | seconds |"]
-        lines += ["| --- | --- | --- | --- | --- | --- |"]
-        for row in sorted(filter(_is_default, own), key=lambda row: row["kept"]):
-            sizes = [f"{row[name]:,}" for name in ("parameters", "macs", "bytes", "penultimate", "seconds")]
-            lines.append(f"| {row['kept']:g} | {' | '.join(sizes)} |")
-    return "\n".join(lines)
+        keys = dict.fromkeys(map(_key, own))
+        titles = " | ".join(["criterion | neighbours | repair", *(f"{ratio:g}" for ratio in kept)])
+        defaults = sorted(filter(_is_default, own), key=lambda row: row["kept"])
+        parts += [
+            f"\nCut after `{cut}`, {own[0]['whole']:,} parameters.\n",
+            markdown(
+                titles, ([key[0], "yes" if key[1] else "no", key[2], *(cell(key, at) for at in kept)] for key in keys)
+            ),
+            "",
+            markdown(
+                "kept | parameters | multiply-accumulates | file, bytes | penultimate | seconds",
+                ([f"{row['kept']:g}", *(f"{row[name]:,}" for name in SIZES)] for row in defaults),
+            ),
+        ]
+    return "\n".join(parts)
+
+
+def _key(row: dict) -> tuple[str, bool, str]:
+    return row["criterion"], row["near"], row["repair"]
 
 
 def _is_default(row: dict) -> bool:
@@ -213,7 +222,7 @@ def _file_bytes(module: nn.Module) -> int:
         return os.path.getsize(path)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Fill in what the JSON file has not yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of photos20_224.zip and weights/")
@@ -223,11 +232,10 @@ def main() -> None:
     parser.add_argument("--per", nargs="+", default=["group", "parameter"], choices=["group", "parameter"])
     parser.add_argument("--neighbours", nargs="+", type=int, default=[1, 0], choices=[0, 1])
     parser.add_argument("--repair", nargs="+", default=["none", "all"], choices=REPAIRS)
-    parser.add_argument("--json", type=Path, required=True)
-    asked = parser.parse_args()
-    rows = json.loads(asked.json.read_text()) if asked.json.exists() else []
+    parser.add_argument("--json", type=Path, help="keep rows in this file, and take from it those that it has")
+    asked = parser.parse_args(argv)
+    rows, study_at = Rows(asked.json), lru_cache(maxsize=1)(partial(study, asked.data))
     for cut in asked.cuts:
-        of = None
         for near, criterion, kept, per in itertools.product(asked.neighbours, asked.criteria, asked.kept, asked.per):
             order: list[list[Tensor]] = []
             for steps in asked.repair:
@@ -239,13 +247,8 @@ def main() -> None:
                     "near": bool(near),
                     "repair": steps,
                 }
-                if any(key.items() <= row.items() for row in rows):
-                    continue
-                of = of or study(asked.data, cut)
-                rows.append(key | measured(of, kept, criterion, per, bool(near), steps, order))
-                print(json.dumps(rows[-1]), flush=True)
-                asked.json.write_text(json.dumps(rows, indent=1))
-    print(table(rows, asked.kept))
+                rows.of(key, lambda key=key, order=order: measured(study_at(key["cut"]), order=order, **key))
+    print(table(rows.rows, asked.kept))
 
 
 if __name__ == "__main__":

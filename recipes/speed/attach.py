@@ -8,19 +8,20 @@ of those that follow.
 """
 
 import argparse
+import hashlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from recipes.frame.rows import markdown
 
 LABELS = ("new class 1", "new class 2", "new class 3")
 SHA = "0123456789abcdef" * 2 + "01234567"
@@ -35,55 +36,72 @@ PAIRS = {
         *("vit_small_patch16_224", "vit_small_patch16_224", "blocks.5", "blocks.5", 0.36),
         r"blocks\.\d+\..*(qkv|proj|fc1|fc2)",
     ),
+    # to see that everything runs; it is measured only if it is asked for
+    "test_resnet <- test_resnet": ("test_resnet", "test_resnet", "layer3.0", "layer3.0", 0.5, r"layer\d\.\d+\.conv\d"),
 }
-CONTESTANTS = ("folder", "cache", "peft", "peft (meta)", "read")
+CONTESTANTS = {
+    "folder": "clone, folder",
+    "cache": "clone, warm Hub cache",
+    "peft": "PEFT",
+    "peft (meta)": "PEFT, meta",
+    "read": "read",
+}
 TIMES = ("first", "first_cpu", "later", "later_cpu")
 LATER = 7
 
 
-def main() -> None:
-    """Print a table of medians over repetitions, and of the ratios to PEFT within each repetition."""
+def main(argv: Sequence[str] | None = None) -> list[dict]:
+    """Print a table of medians over repetitions, with the ratios to PEFT within each repetition beside them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--pairs", nargs="+", default=list(PAIRS)[:-1], choices=list(PAIRS))
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)  # contestant, pair, folder
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.worker:
         print(json.dumps(_work(*arguments.worker)))
-        return
+        return []
     rows = []
     for pair in arguments.pairs:
         with tempfile.TemporaryDirectory() as folder:
             size = _prepare(PAIRS[pair], Path(folder))
-            print(f"\n{pair}: clone {size['clone'] / 1e6:.1f} MB, LoRA {size['lora'] / 1e6:.1f} MB", flush=True)
-            runs: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
-            for _ in range(arguments.runs):
-                for name in CONTESTANTS:
-                    command = [sys.executable, __file__, "--worker", name, pair, folder]
-                    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-                    runs[name].append(json.loads(done.stdout.splitlines()[-1]))
-        for name in CONTESTANTS:
-            row = {"benchmark": "attach", "pair": pair, "contestant": name, "bytes": size, **_summary(runs, name)}
-            rows.append(row)
-            print(_line(row), flush=True)
+            print(f"{pair}: clone {size['clone'] / 1e6:.1f} MB, LoRA {size['lora'] / 1e6:.1f} MB", flush=True)
+            runs = [{name: _worker(name, pair, folder) for name in CONTESTANTS} for _ in range(arguments.runs)]
+        described = {"benchmark": "attach", "pair": pair, "bytes": size}
+        rows += [described | {"contestant": name, **_summary(runs, name)} for name in CONTESTANTS]
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    print(f"\n{_table(rows)}")
+    return rows
 
 
-def _summary(runs: dict[str, list[dict]], name: str) -> dict:
-    found = {key: statistics.median(run[key] for run in runs[name]) for key in runs[name][0]}
-    for key in TIMES:
-        pairs = zip(runs[name], runs["peft"], strict=True)
-        found[f"{key}_to_peft"] = statistics.median(own[key] / peft[key] for own, peft in pairs)
-    return found
+def _worker(contestant: str, pair: str, folder: str) -> dict[str, float]:
+    """One measurement, in a process of its own."""
+    command = [sys.executable, __file__, "--worker", contestant, pair, folder]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def _line(row: dict) -> str:
-    times = "".join(f"  {key} {1e3 * row[key]:6.1f} ms ({row[f'{key}_to_peft']:.2f})" for key in TIMES)
-    memory = "".join(f"  {key} {row[key]:.2f}" for key in ("peak_first", "peak_second"))
-    return f"  {row['contestant']:<12}{times}{memory}"
+def _summary(runs: list[dict[str, dict]], name: str) -> dict[str, float]:
+    found = {key: statistics.median(run[name][key] for run in runs) for key in runs[0][name]}
+    ratios = {f"{key}_to_peft": statistics.median(run[name][key] / run["peft"][key] for run in runs) for key in TIMES}
+    return found | ratios
+
+
+def _table(rows: Sequence[dict]) -> str:
+    """Milliseconds, in brackets the ratio to PEFT; the peak of memory over the bytes."""
+    return markdown(
+        "pair | what | first | first, CPU | later | later, CPU | peak memory, first | second",
+        (
+            [
+                *(row["pair"], CONTESTANTS[row["contestant"]]),
+                *(f"{1e3 * row[key]:.0f} ({row[f'{key}_to_peft']:.2f})" for key in TIMES),
+                *(f"{row[key]:.2f}" for key in ("peak_first", "peak_second")),
+            ]
+            for row in rows
+        ),
+    )
 
 
 def _prepare(pair: tuple, folder: Path) -> dict[str, int]:
@@ -110,13 +128,17 @@ def _prepare(pair: tuple, folder: Path) -> dict[str, int]:
 
 
 def _ship_to_cache(clone: Path, repository: Path) -> None:
-    """Lay out files as huggingface_hub's cache does: blobs, and per commit a folder of links to them."""
+    """Lay out files as huggingface_hub's cache does: blobs by the Hub's digests, and per commit a folder of links to them."""
     (repository / "blobs").mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(SHA)
-    for number, path in enumerate(sorted(path for path in clone.rglob("*") if path.is_file())):
-        blob, link = repository / "blobs" / f"{number:040x}", repository / "snapshots" / SHA / path.relative_to(clone)
-        shutil.copy(path, blob)
+    for path in (path for path in clone.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        # tensors are large files, which the Hub knows by their sha256; it knows others as git does
+        large = path.suffix == ".safetensors"
+        digest = hashlib.sha256(content) if large else hashlib.sha1(b"blob %d\0" % len(content) + content)
+        blob, link = repository / "blobs" / digest.hexdigest(), repository / "snapshots" / SHA / path.relative_to(clone)
+        blob.write_bytes(content)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(blob)
 

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -46,12 +46,13 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--many", action="store_true")
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="with --many: how many clones at once")
     parser.add_argument("--pairs", type=int, nargs="+", default=list(range(len(PAIRS))))
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.many:
-        rows = _many(arguments.seconds)
+        rows = _many(arguments.seconds, arguments.counts)
     else:
         rows = [
             row
@@ -108,7 +109,7 @@ def _by_hand(target: torch.nn.Module, clone: Clone, insertion: str) -> Callable:
     return run
 
 
-def _many(seconds: float) -> list[dict]:
+def _many(seconds: float, counts: Sequence[int]) -> list[dict]:
     """Clones of one source, all at one insertion point of a resnet50 or spread over all of them."""
     model, source, image = (
         random_model("resnet50"),
@@ -118,10 +119,10 @@ def _many(seconds: float) -> list[dict]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         places = [name for name in Skeleton(model).points if name.startswith("layer")]
-        for name in places:
+        for name in {"layer3.2", *places[: max(counts)]}:
             untrained_clone(model, source, LABELS, name, "blocks.4.1").save_pretrained(Path(folder, name))
         for spread in (False, True):
-            for count in COUNTS:
+            for count in counts:
                 chosen = [places[number % len(places)] if spread else "layer3.2" for number in range(count)]
                 rows.append(_attached(model, [Path(folder, name) for name in chosen], image, seconds))
                 rows[-1]["places"] = "different" if spread else "same"
