@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pnc_hub.models.classifier import classifier_name
-from recipes.compare.probes import Features, feature_rows
+from recipes.compare.probes import Features
 from recipes.compare.study import Study
 from recipes.frame.task import NotForThisTask, Result, Task
 
@@ -87,12 +87,12 @@ def icarl(task: Task) -> Result:
         return F.cross_entropy(logits, labels) + _forgotten(study, logits, before(images))
 
     model = study.train(widened(study), study.joint_data(repeat=True), SHARE, GENTLE, loss)
-    model.requires_grad_(False)
+    read = Features(model.requires_grad_(False))
     means = nn.Linear(model.get_classifier().in_features, study.known + study.count).requires_grad_(False)
     means.weight.zero_()
     means.bias.fill_(float("-inf"))  # of classes whose images are not there
     for dataset, shift in ((task.old, 0), (task.new, study.known)):
-        features, labels = feature_rows(study, model, dataset, shift)
+        features, labels = read.rows(study, dataset, shift)
         for label in labels.unique():
             mean = F.normalize(features[labels == label]).mean(0)
             means.weight[label] = F.normalize(mean, dim=0)
@@ -100,7 +100,7 @@ def icarl(task: Task) -> Result:
     means = means.to(study.device)
 
     def predict(images: Tensor) -> Tensor:
-        return means(F.normalize(Features(model)(images)[1]))
+        return means(F.normalize(read(images)[1]))
 
     return study.result(predict, [model, means])
 

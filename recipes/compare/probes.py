@@ -9,13 +9,16 @@ and held-out images decide.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from pnc_hub.cloning.fitting.ridge import RIDGES, Moments
+from pnc_hub.models.classifier import without_classifier
 from recipes.compare.study import Study, gated
 from recipes.frame.task import Result, Task
 
@@ -45,60 +48,56 @@ class Features:
     """A classifier that also returns what its last layer reads."""
 
     def __init__(self, model: nn.Module) -> None:
-        """``model`` has a single classifier layer; it is neither copied nor changed."""
-        self.model = model
+        """``model`` has a single classifier layer, and is not changed."""
+        self.last = model.get_classifier()
+        self.before, _ = without_classifier(copy.deepcopy(model))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[B, ...] -> (logits [B, T], features [B, C])."""
-        seen = []
-        handle = self.model.get_classifier().register_forward_pre_hook(lambda _layer, args: seen.append(args[0]))
-        try:
-            return self.model(images), seen[0].flatten(1)
-        finally:
-            handle.remove()
+        features = self.before(images)
+        return self.last(features), features
 
-
-@torch.no_grad()
-def feature_rows(study: Study, model: nn.Module, dataset: object, shift: int = 0) -> Rows:
-    """Features of a data set and its labels, moved up by ``shift``."""
-    rows = [(Features(model)(images)[1].cpu(), labels + shift) for images, labels in study.loader(dataset)]
-    return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+    @torch.no_grad()
+    def rows(self, study: Study, dataset: Dataset, shift: int = 0) -> Rows:
+        """Features of a data set and its labels, moved up by ``shift``."""
+        rows = [(self(images)[1].cpu(), labels + shift) for images, labels in study.loader(dataset)]
+        return tuple(torch.cat(column) for column in zip(*rows, strict=True))
 
 
 def _probed(task: Task, fit: Fit) -> Result:
     study = Study(task)
-    model = study.networks.target.model
-    new = [feature_rows(study, model, part) for part in study.new]
-    tried = [_beside(study, model, fit(*new, study.count))]
+    target = Features(study.networks.target.model)
+    new = [target.rows(study, part) for part in study.new]
+    tried = [_beside(study, target, fit(*new, study.count))]
     if study.labelled:
-        old = [feature_rows(study, model, part) for part in study.old]
+        old = [target.rows(study, part) for part in study.old]
         both = [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1] + study.known])) for a, b in zip(old, new, strict=True)]
-        tried.append(_instead(model, fit(*both, study.known + study.count).to(study.device)))
+        tried.append(_instead(target, fit(*both, study.known + study.count).to(study.device)))
     if len(tried) > 1:
         tried.sort(key=lambda way: -study.held_out_score(way[0]))
     predict, modules, name = tried[0]
     return study.result(predict, modules, head=name)
 
 
-def _beside(study: Study, model: nn.Module, rows: nn.Linear) -> tuple:
+def _beside(study: Study, target: Features, rows: nn.Linear) -> tuple:
     """The target's head as it is, rows for the cloned classes, and our gate."""
     rows = rows.to(study.device)
 
     @torch.no_grad()
     def read(images: Tensor) -> tuple[Tensor, ...]:
-        logits, features = Features(model)(images)
+        logits, features = target(images)
         return logits, rows(features), logits.new_zeros(len(logits)), features
 
     gate = study.fit_gate(read)
     return lambda images: gated(gate, read(images)), [rows, gate], "beside the target's"
 
 
-def _instead(model: nn.Module, rows: nn.Linear) -> tuple:
+def _instead(target: Features, rows: nn.Linear) -> tuple:
     """Rows for all classes in place of the target's head."""
 
     @torch.no_grad()
     def predict(images: Tensor) -> Tensor:
-        return rows(Features(model)(images)[1])
+        return rows(target(images)[1])
 
     return predict, [rows], "for all classes"
 
@@ -124,13 +123,10 @@ def _means(fit: Rows, held: Rows, classes: int) -> nn.Linear:
 
 
 def _ridge(fit: Rows, held: Rows, classes: int) -> nn.Linear:
-    total = Moments()
-    for label in fit[1].unique().tolist():
-        own, x = Moments(), fit[0][fit[1] == label]
-        own.add(x, F.one_hot(torch.full((len(x),), label), classes))
-        for name, value in vars(own).items():
-            setattr(total, name, getattr(total, name) + value / own.rows)
-    return _best([(w[:-1].T, w[-1]) for w in map(total.solve, RIDGES)], held)
+    x, labels = fit
+    moments = Moments()
+    moments.add(x, F.one_hot(labels, classes), 1 / torch.bincount(labels).double()[labels])
+    return _best([(w[:-1].T, w[-1]) for w in map(moments.solve, RIDGES)], held)
 
 
 def _logistic(fit: Rows, held: Rows, classes: int) -> nn.Linear:

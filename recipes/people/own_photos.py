@@ -29,6 +29,7 @@ from pnc_hub.errors import DataError, PncHubError
 from pnc_hub.models.fingerprint import state_digest
 from pnc_hub.models.labels import class_names, spoken
 from pnc_hub.models.preprocess import Preprocess
+from recipes.frame import rehearsal
 from recipes.frame.reading import TensorImages, joined
 from recipes.people import photos
 from recipes.people.photos import Photos, plain
@@ -195,9 +196,12 @@ def main(argv: Sequence[str] | None = None) -> Clone:
         "--thorough", action="store_true", help="search the source for the cut too, and train (far slower)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    started = time.perf_counter()
+    parser.add_argument("--rehearse", action="store_true", help=rehearsal.OPTION)
+    arguments, started = parser.parse_args(argv), time.perf_counter()
+    if arguments.rehearse:
+        rehearsal.begin()
     try:
-        clone = run(parser.parse_args(argv))
+        clone = run(arguments)
     except PncHubError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
     print(f"\n{time.perf_counter() - started:.0f} seconds, {time.process_time():.0f} of the processor.")
