@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from pnc_hub.cloning.named import named_arguments
+from pnc_hub.cloning.named import named_arguments, named_model
 from pnc_hub.errors import DataError
 from pnc_hub.models.classifier import classifier_name
 from pnc_hub.models.labels import class_names
@@ -152,15 +152,13 @@ def trained(model: nn.Module, data: TensorImages, count: int, seed: int) -> nn.M
 
 def _pretrained(name: str) -> Network:
     try:
-        model = timm.create_model(name, pretrained=True).eval()
-    except Exception as error:  # timm, torch and the Hub's client each raise errors of their own
-        said = " ".join(str(error).split())[:300] or type(error).__name__
+        model, hub_id, _ = named_model(name, None, None, DataError)
+    except DataError as error:
         raise DataError(
-            f"timm can not get the weights of {name!r} ({said}). Without a connection give --source-checkpoint and"
-            " --target-checkpoint, or local-dir:folder with what timm saved, or --scratch"
+            f"{error}. Without a connection give --source-checkpoint and --target-checkpoint, or local-dir:folder with what"
+            " timm saved, or --scratch"
         ) from error
-    hub_id = None if name.startswith("local-dir:") else model.pretrained_cfg.get("hf_hub_id")
-    return Network(model, arguments=named_arguments(name), hub_id=hub_id)
+    return Network(model.eval(), arguments=named_arguments(name), hub_id=hub_id)
 
 
 def _from_checkpoint(name: str, checkpoint: Path) -> Network:

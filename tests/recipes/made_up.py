@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import timm
+import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
+from recipes.frame.reading import CIFAR_MEAN, CIFAR_STD, Raw, TensorImages
 from recipes.method.real import IMAGENETTE
 
 BREEDS = range(151, 161)
@@ -110,3 +112,17 @@ def folder(path: Path, each: int = 6, photos: int = 21, side: int = 64) -> Path:
         eight_bit(path / "weights" / f"mobilenetv2_100_{name}_q8.npz", count, place)
     (path / "weights" / "inat_bird_labels.txt").write_text("\n".join([*BIRDS, "background"]) + "\n")
     return path
+
+
+def raw(classes: int = 4, each: int = 12, seed: int = 0) -> Raw:
+    """Random images whose mean tells their class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat(each)
+    noise = torch.randint(0, 60, (len(labels), 3, 32, 32), generator=generator)
+    images = (noise + 40 * labels[:, None, None, None]).to(torch.uint8)
+    return Raw(images, labels, [f"class {label}" for label in range(classes)])
+
+
+def tensor_images(**arguments: int) -> TensorImages:
+    """The same, normalised."""
+    return TensorImages.of(raw(**arguments), CIFAR_MEAN, CIFAR_STD)

@@ -1,10 +1,11 @@
 """Every ablation changes the part that it is named after, for one clone, and nothing after it."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
-from test_recipes import raw
+from made_up import raw
 
 import pnc_hub
 from pnc_hub import fusion
@@ -65,30 +66,44 @@ def ablated(task, made, name, **options):
 
 
 @pytest.fixture(scope="module")
-def defaults(task):
-    """The weights of the default at one place, in closed form and trained."""
-    found, learned = {}, pnc_hub.clone
-    for kind, epochs in (("closed", 0), ("clone", 0.5)):
+def default(task):
+    """The weights of the default at one place: in closed form without passes, trained with some."""
+
+    @cache
+    def weights_of(epochs):
+        found, learned = [], pnc_hub.clone
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(pnc_hub, "clone", lambda *a, kind=kind, **o: found.setdefault(kind, learned(*a, **o)))
+            patched.setattr(pnc_hub, "clone", lambda *a, **o: found.append(learned(*a, **o)) or found[-1])
             ours.clone(task, epochs=epochs, **PLACE)
-    return {kind: weights(clone) for kind, clone in found.items()}
+        return weights(found[-1])
+
+    return weights_of
 
 
-@pytest.mark.parametrize("name", [f"closed_{name}" for name, part in ablations.CLOSED.items() if "place" not in part])
-def test_a_part_that_is_left_out_was_there(task, made, defaults, name):
-    assert not same(ablated(task, made, name, **PLACE), defaults["closed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(f"closed_{name}", marks=() if name == "no_features" else pytest.mark.slow)
+        for name, part in ablations.CLOSED.items()
+        if "place" not in part
+    ],
+)
+def test_a_part_that_is_left_out_was_there(task, made, default, name):
+    assert not same(ablated(task, made, name, **PLACE), default(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clone_random_adapter", "clone_no_augmentation", "clone_anchored"])
-def test_training_without_a_part_ends_elsewhere(task, made, defaults, name):
-    assert not same(ablated(task, made, name, epochs=0.5, **PLACE), defaults["clone"])
+def test_training_without_a_part_ends_elsewhere(task, made, default, name):
+    assert not same(ablated(task, made, name, epochs=0.5, **PLACE), default(0.5))
 
 
-def test_where_there_is_one_place_nothing_is_tried(task, made, defaults):
-    assert same(ablated(task, made, "clone_no_trials", epochs=0.5, **PLACE), defaults["clone"])
+@pytest.mark.slow
+def test_where_there_is_one_place_nothing_is_tried(task, made, default):
+    assert same(ablated(task, made, "clone_no_trials", epochs=0.5, **PLACE), default(0.5))
 
 
+@pytest.mark.slow
 def test_without_trials_one_place_is_refined(task, monkeypatch):
     refined, learned = [], trials.refine
     monkeypatch.setattr(trials, "refine", lambda *a, **o: (refined.append(a[3]), learned(*a, **o))[1])
@@ -103,6 +118,7 @@ def gate_of(task, made, name):
     return {name.rsplit(".", 1)[-1]: tensor for name, tensor in tensors.items() if "gate" in name}
 
 
+@pytest.mark.slow
 def test_a_gate_may_be_blind_or_missing(task, made):
     full = gate_of(task, made, "closed_unpruned")
     reject = fusion.SCALARS.index("reject")
@@ -116,6 +132,7 @@ def test_a_gate_may_be_blind_or_missing(task, made):
     assert gate_of(task, made, "closed_no_features")["features"].abs().max() == 0
 
 
+@pytest.mark.slow
 def test_a_gate_that_is_not_learned_may_be_blind_too(task, made):
     few = replace(task, old=task.old.of_classes([0]))
     assert gate_of(few, made, "closed_no_reject")["scalars"][fusion.SCALARS.index("reject")] == 0

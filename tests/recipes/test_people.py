@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from common import source_args, tiny_model
+from made_up import painted
 from PIL import Image
 from timm.data import ImageNetInfo
 from timm.models._hub import save_for_hf
@@ -17,18 +18,6 @@ from recipes.frame.reading import HALF, MissingDataError, Raw, TensorImages
 from recipes.people import birds, own_photos, photos, taught
 
 SIZE = Preprocess((3, 32, 32), HALF, HALF, "bilinear", 1.0)
-
-
-def painted(folder, classes, each=12, seed=0, side=40):
-    """Pictures in a folder for each class: squares of its own colours, with noise."""
-    rng = np.random.RandomState(seed)
-    for place, name in enumerate(classes):
-        colours = np.random.RandomState(1000 * seed + place).randint(0, 256, (4, 4, 3))
-        (folder / name).mkdir(parents=True)
-        for number in range(each):
-            pixels = colours.repeat(side // 4, 0).repeat(side // 4, 1) + rng.randint(-30, 31, (side, side, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{number}.png")
-    return folder
 
 
 def saved(folder, family, names=None, count=7, seed=0):
@@ -149,6 +138,7 @@ class TestOwnPhotos:
         painted(folders[0], ["newt"], seed=5)
         assert run(folders, tmp_path / "out", *options).labels == ("fox", "newt", "owl")
 
+    @pytest.mark.slow
     def test_networks_that_know_the_classes_keep_them(self, tmp_path, folders, capsys):
         clone = run(
             folders,
@@ -161,14 +151,16 @@ class TestOwnPhotos:
         assert "is trained on" not in capsys.readouterr().out
         assert not (tmp_path / "out" / "target").exists()
 
+    @pytest.mark.slow
     def test_without_weights_small_networks_are_trained(self, tmp_path, folders, monkeypatch):
         monkeypatch.setattr(taught, "SMALL_EPOCHS", 1)
         assert run(folders, tmp_path / "out", "--scratch").labels == ("fox", "owl")
 
     def test_weights_that_can_not_be_had_are_an_error_with_the_ways_out(self, tmp_path, folders):
-        with pytest.raises(SystemExit, match=r"can not get the weights of .*--target-checkpoint.*--scratch"):
+        with pytest.raises(SystemExit, match=r"can ?not load .*--target-checkpoint.*--scratch"):
             run(folders, tmp_path / "out", "--source", f"local-dir:{tmp_path / 'nothing'}")
 
+    @pytest.mark.slow
     def test_photos_without_labels_stand_for_what_the_target_sees(self, tmp_path, folders):
         target = saved(tmp_path / "target", "convnext")
         clone = run((folders[0], folders[1] / "cup"), tmp_path / "out", "--source", target, "--target", target)

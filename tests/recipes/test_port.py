@@ -6,6 +6,7 @@ import pnc_hub
 from pnc_hub.cli import demo
 from recipes.architectures import families, port
 from recipes.frame import training
+from recipes.frame.rows import Rows
 
 
 @pytest.fixture
@@ -29,15 +30,22 @@ def clone(tmp_path, monkeypatch):
     families.network.cache_clear()
 
 
-def test_a_row_of_each_way_is_kept_and_not_measured_again(clone, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_a_row_of_each_way_is_kept_and_not_measured_again(clone, tmp_path, monkeypatch):
     ways = {"learned": clone, "input": port.universal(clone)}
-    rows = [port.row(held, 0, "ConvNeXt", way, 0, 1.0) for way, held in ways.items()]
-    inside, at_input = rows
+    made = [port.row(held, "ConvNeXt", way, 0, 1.0) for way, held in ways.items()]
+    inside, at_input = made
     assert (inside["insertion"], at_input["insertion"]) == ("stages.1", "input")
     assert inside["module_bytes"] == at_input["module_bytes"] > at_input["adapter_bytes"] > inside["adapter_bytes"]
-    monkeypatch.setattr(port, "rows_of", lambda seed, epochs: rows)
-    command = ["--seeds", "0", "--json", str(tmp_path / "port.json")]
-    assert port.main(command) == rows
-    assert len(capsys.readouterr().out.splitlines()) == 2 + len(rows)
-    monkeypatch.setattr(port, "rows_of", None)
-    assert port.main(command) == rows
+    monkeypatch.setattr(port, "measured", lambda seed, epochs: made)
+    assert port.rows_of(Rows(tmp_path / "port.json"), 0, 1) == made
+    monkeypatch.setattr(port, "measured", None)
+    assert port.rows_of(Rows(tmp_path / "port.json"), 0, 1) == made
+    assert len(port.table(made).splitlines()) == 2 + len(made)
+
+
+@pytest.mark.slow
+def test_the_row_of_a_port_is_of_the_adapter_that_it_made(clone):
+    other, shown = families.network("ViT", port.OLD, 0), demo.Digits(port.NEW, 0, train=True)
+    ported = pnc_hub.port(clone, other, shown, progress=False)
+    assert port.row(ported, "ViT", "port", 0, 1.0)["insertion"] in dict(other.named_modules())
