@@ -32,6 +32,7 @@ from pnc_hub.cloning.fitting import ridge
 from pnc_hub.cloning.fitting.gate import auroc
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.pruning import localize, repair
+from pnc_hub.cloning.pruning.local_set import neighbours
 from pnc_hub.cloning.pruning.localize import Batches, local_loss
 from pnc_hub.models import cost
 from pnc_hub.models.cost import macs
@@ -95,7 +96,7 @@ def study(data: str, cut: str, seed: int = 0) -> Study:
 
     images, labels = fit.batch(range(len(fit)))
     mine = labels < len(breeds)
-    changed, near = localize.neighbours(images[mine], torch.Generator().manual_seed(seed))
+    changed, near = neighbours(images[mine], torch.Generator().manual_seed(seed))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     plain = _batches(features(images)[order], labels[order], torch.ones(len(labels)))
     other = _batches(features(changed), labels[mine], near)
