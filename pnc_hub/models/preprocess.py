@@ -101,7 +101,9 @@ def _channels(model: nn.Module) -> int | None:
 
 def _recorded(model: nn.Module) -> dict[str, Any]:
     """What timm records with ``model`` of its images, timm's defaults where it records nothing."""
-    recorded: dict[str, Any] = resolve_data_config({"crop_mode": None}, pretrained_cfg(model))  # it refuses to get nothing
+    recorded: dict[str, Any] = resolve_data_config(
+        {"crop_mode": None}, pretrained_cfg(model)
+    )  # it refuses to get nothing
     return recorded
 
 

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 import pnc_hub
 from pnc_hub import Clone
+from pnc_hub.cloning.images.folders import ENDINGS, find
 from pnc_hub.cloning.measuring.evaluate import accuracy, measure
 from pnc_hub.errors import DataError
 from pnc_hub.models.fingerprint import state_digest
@@ -61,19 +62,13 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     """
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give one that has a folder of photos for each class")
-    known = Image.registered_extensions()
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {
-        part.resolve().name: sorted(
-            path for path in part.rglob("*") if path.suffix.lower() in known and not path.name.startswith(".")
-        )
-        for part in inside or [folder]
-    }
+    found = {part.resolve().name: find(part) for part in inside or [folder]}
     few = [f"{name!r} ({len(paths)})" for name, paths in found.items() if len(paths) < FEWEST]
     if few:
         raise DataError(
             f"at least {FEWEST} photos of each class are needed, better forty; in {str(folder)!r} there are fewer of"
-            f" {', '.join(few[:10])}. Add photos or take the folder out (files are told by their ending: .jpg, .png, .webp ...)"
+            f" {', '.join(few[:10])}. Add photos or take the folder out (a photo ends in {', '.join(ENDINGS)})"
         )
     return found
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from pnc_hub.cloning.named import named_arguments, named_model
+from pnc_hub.cloning.named import hub_id_of, named_arguments, timm_model
 from pnc_hub.errors import DataError
 from pnc_hub.models.classifier import classifier_name
 from pnc_hub.models.labels import class_names
@@ -26,6 +26,7 @@ from recipes.frame.reading import HALF, TensorImages
 from recipes.people import photos
 from recipes.people.photos import plain
 
+WAYS_OUT = "without a connection give --source-checkpoint and --target-checkpoint, or local-dir:folder with what timm saved, or --scratch"
 C = 0.01  # of the logistic regression, on features of unit variance
 # where no weights can be had: small networks for small images, trained from nothing
 SMALL, SMALL_SIDE, SMALL_EPOCHS = {"channels": (16, 32, 64, 128), "stem_width": 16}, 64, 40
@@ -151,14 +152,8 @@ def trained(model: nn.Module, data: TensorImages, count: int, seed: int) -> nn.M
 
 
 def _pretrained(name: str) -> Network:
-    try:
-        model, hub_id, _ = named_model(name, None, None, DataError)
-    except DataError as error:
-        raise DataError(
-            f"{error}. Without a connection give --source-checkpoint and --target-checkpoint, or local-dir:folder with what"
-            " timm saved, or --scratch"
-        ) from error
-    return Network(model.eval(), arguments=named_arguments(name), hub_id=hub_id)
+    model = timm_model(name, DataError, WAYS_OUT, pretrained=True)
+    return Network(model, arguments=named_arguments(name), hub_id=hub_id_of(name, model))
 
 
 def _from_checkpoint(name: str, checkpoint: Path) -> Network:

@@ -157,7 +157,7 @@ class TestOwnPhotos:
         assert run(folders, tmp_path / "out", "--scratch").labels == ("fox", "owl")
 
     def test_weights_that_can_not_be_had_are_an_error_with_the_ways_out(self, tmp_path, folders):
-        with pytest.raises(SystemExit, match=r"can ?not load .*--target-checkpoint.*--scratch"):
+        with pytest.raises(SystemExit, match=r"cannot make .*--target-checkpoint.*--scratch"):
             run(folders, tmp_path / "out", "--source", f"local-dir:{tmp_path / 'nothing'}")
 
     @pytest.mark.slow
