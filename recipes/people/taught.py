@@ -26,7 +26,10 @@ from recipes.frame.reading import HALF, TensorImages
 from recipes.people import photos
 from recipes.people.photos import plain
 
-WAYS_OUT = "without a connection give --source-checkpoint and --target-checkpoint, or local-dir:folder with what timm saved, or --scratch"
+WAYS_OUT = (
+    "without a connection give --source-checkpoint and --target-checkpoint, or local-dir:folder with what timm saved,"
+    " or --scratch"
+)
 C = 0.01  # of the logistic regression, on features of unit variance
 # where no weights can be had: small networks for small images, trained from nothing
 SMALL, SMALL_SIDE, SMALL_EPOCHS = {"channels": (16, 32, 64, 128), "stem_width": 16}, 64, 40
