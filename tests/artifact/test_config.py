@@ -1,8 +1,9 @@
 """config.json is believed only where it says what it may, exactly as it may."""
 
 import json
-import time
+import shutil
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hostile.harness import DELETE, put, sealed, without
@@ -10,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pnc_hub
-from pnc_hub import Clone
 from pnc_hub.artifact import checks, files
 from pnc_hub.artifact.config import CloneConfig
+from pnc_hub.artifact.contents import Contents
 from pnc_hub.artifact.storage import Folder
 from pnc_hub.errors import ArtifactError, CloneNotFoundError, FormatVersionError, MalformedArtifactError
 
@@ -23,21 +24,23 @@ def valid(saved_clone) -> dict:
     return json.loads((saved_clone / "config.json").read_text())
 
 
-def everything(clone: Clone) -> None:
+@pytest.fixture(scope="module")
+def folder(saved_clone, tmp_path_factory) -> Path:
+    """The files of that clone; each test writes the configuration that it needs."""
+    return Path(shutil.copytree(saved_clone, tmp_path_factory.mktemp("config") / "clone"))
+
+
+def everything(clone: Contents) -> None:
     """All that an artifact's configuration is used for."""
     for adapter in clone.config.adapters:
         clone.build(adapter, clone.config.preprocess)
 
 
-def refused(folder, target, text: str | bytes, error=MalformedArtifactError) -> ArtifactError:
-    """Attach the clone in ``folder`` with ``text`` as its configuration; the typed error, which must come quickly."""
+def refused(folder: Path, text: str | bytes, error=MalformedArtifactError) -> ArtifactError:
+    """The typed error with which the clone in ``folder`` is refused that has ``text`` as its configuration."""
     (folder / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    start = time.perf_counter()
     with pytest.raises(error) as raised:
-        everything(Clone.from_pretrained(folder))
-    assert time.perf_counter() - start < 5
-    with pytest.raises(error):
-        pnc_hub.attach(target, folder)
+        everything(Contents.open(Folder(folder)))
     assert (raised.value.file, raised.value.repo_id) == ("config.json", str(folder))
     assert len(str(raised.value)) < 2000
     return raised.value
@@ -221,26 +224,26 @@ def named(case: tuple) -> str:
 
 class TestStrictness:
     @pytest.mark.parametrize("case", [*WRONG_TYPES, *OUT_OF_BOUNDS, *NAMES], ids=named)
-    def test_wrong_values(self, clone_folder, target, valid, case):
+    def test_wrong_values(self, folder, valid, case):
         config = valid
         if case[0].startswith("tail/shapes/"):
             config = put(config, "tail/shapes/head.weight", [4, 32])
-        refused(clone_folder, target, json.dumps(put(config, *case)))
+        refused(folder, json.dumps(put(config, *case)))
 
     @pytest.mark.parametrize("case", CONTRADICTIONS, ids=named)
-    def test_values_that_do_not_go_together(self, clone_folder, target, valid, case):
+    def test_values_that_do_not_go_together(self, folder, valid, case):
         changed = put(valid, *case)
         if case[0].startswith("adapters/1"):
             changed = without(changed, 0)
-        refused(clone_folder, target, json.dumps(changed))
+        refused(folder, json.dumps(changed))
 
     @pytest.mark.parametrize("argument", ARGUMENTS)
     @pytest.mark.parametrize("value", [True, "hf_hub"])
-    def test_model_arguments_that_reach_further(self, clone_folder, target, valid, argument, value):
-        error = refused(clone_folder, target, json.dumps(put(valid, f"source/model_args/{argument}", value)))
+    def test_model_arguments_that_reach_further(self, folder, valid, argument, value):
+        error = refused(folder, json.dumps(put(valid, f"source/model_args/{argument}", value)))
         assert argument in error.reason
 
-    def test_every_key_is_needed_and_no_other_allowed(self, clone_folder, valid):
+    def test_every_key_is_needed_and_no_other_allowed(self, folder, valid):
         def objects(value, path=""):
             if isinstance(value, dict):
                 yield path, value
@@ -260,39 +263,36 @@ class TestStrictness:
                     CloneConfig.from_dict(changed)
 
     @pytest.mark.parametrize("label", LABELS, ids=ascii)
-    def test_labels_that_can_not_be_shown_as_they_are(self, clone_folder, target, valid, label):
-        refused(clone_folder, target, json.dumps(put(valid, "classes/0/label", label)))
+    def test_labels_that_can_not_be_shown_as_they_are(self, folder, valid, label):
+        refused(folder, json.dumps(put(valid, "classes/0/label", label)))
 
     @pytest.mark.parametrize("twin", ["bee", "BEE", "\uff42\uff45\uff45", "be\u1d49"])
-    def test_labels_that_read_the_same(self, clone_folder, target, valid, twin):
-        assert "same labels" in refused(clone_folder, target, json.dumps(put(valid, "classes/0/label", twin))).reason
+    def test_labels_that_read_the_same(self, folder, valid, twin):
+        assert "same labels" in refused(folder, json.dumps(put(valid, "classes/0/label", twin))).reason
 
-    def test_a_row_twice(self, clone_folder, target, valid):
-        assert (
-            "source indices"
-            in refused(clone_folder, target, json.dumps(put(valid, "classes/0/source_index", 2))).reason
-        )
+    def test_a_row_twice(self, folder, valid):
+        assert "source indices" in refused(folder, json.dumps(put(valid, "classes/0/source_index", 2))).reason
 
     @pytest.mark.parametrize("label", ["Zürich", "日本語", "it's *a* | {b} <script> [x](y)", "a: b", "- 1", "🐝"])
-    def test_labels_of_any_language(self, clone_folder, valid, label):
+    def test_labels_of_any_language(self, folder, valid, label):
         config = CloneConfig.from_dict(put(valid, "classes/0/label", label))
         assert config.labels[0] == label
 
     @pytest.mark.parametrize("version", [0, 2, 99, "1", None, True, -1, 1.5, [1]])
-    def test_other_format_versions(self, clone_folder, target, valid, version):
-        error = refused(clone_folder, target, json.dumps(put(valid, "format_version", version)), FormatVersionError)
+    def test_other_format_versions(self, folder, valid, version):
+        error = refused(folder, json.dumps(put(valid, "format_version", version)), FormatVersionError)
         assert "pip install -U pnc-hub" in error.reason
 
-    def test_a_real_number_is_no_version(self, clone_folder, target, valid):
-        refused(clone_folder, target, json.dumps(put(valid, "format_version", 1.0)))
+    def test_a_real_number_is_no_version(self, folder, valid):
+        refused(folder, json.dumps(put(valid, "format_version", 1.0)))
 
     @pytest.mark.parametrize("name", ["timm", None, 5, "PNC-HUB"])
-    def test_other_libraries(self, clone_folder, target, valid, name):
-        assert "not a clone" in refused(clone_folder, target, json.dumps(put(valid, "library_name", name))).reason
+    def test_other_libraries(self, folder, valid, name):
+        assert "not a clone" in refused(folder, json.dumps(put(valid, "library_name", name))).reason
 
-    def test_what_the_architecture_allows_is_accepted(self, clone_folder, valid):
-        (clone_folder / "config.json").write_text(json.dumps(valid))
-        everything(Clone.from_pretrained(clone_folder))
+    def test_what_the_architecture_allows_is_accepted(self, folder, valid):
+        (folder / "config.json").write_text(json.dumps(valid))
+        everything(Contents.open(Folder(folder)))
 
     @pytest.mark.parametrize(
         ("architecture", "arguments"),
@@ -305,11 +305,11 @@ class TestStrictness:
             ("gemma4_vit_sofar_unknown", {}),
         ],
     )
-    def test_sources_that_timm_or_we_can_not_build(self, clone_folder, target, valid, architecture, arguments):
+    def test_sources_that_timm_or_we_can_not_build(self, folder, valid, architecture, arguments):
         """timm's constructors fail with errors of many types, as ZeroDivisionError and AttributeError here."""
         changed = put(valid, "source/architecture", architecture)
         changed["source"]["model_args"] = {"num_classes": 7, **arguments}
-        refused(clone_folder, target, json.dumps(changed))
+        refused(folder, json.dumps(changed))
 
 
 class TestText:
@@ -337,10 +337,16 @@ class TestText:
         ],
         ids=range(18),
     )  # fmt: skip
-    def test_what_is_no_strict_json(self, clone_folder, target, valid, change):
+    def test_what_is_no_strict_json(self, folder, valid, change):
         text = json.dumps(valid)
         assert change(text) != text
-        refused(clone_folder, target, change(text))
+        refused(folder, change(text))
+
+    def test_who_attaches_it_is_told_the_same(self, clone_folder, target, valid):
+        (clone_folder / "config.json").write_text(json.dumps(put(valid, "cut", "a..b")))
+        with pytest.raises(MalformedArtifactError) as error:
+            pnc_hub.attach(target, clone_folder)
+        assert (error.value.file, error.value.repo_id) == ("config.json", str(clone_folder))
 
     def test_nothing_there(self, clone_folder, target):
         (clone_folder / "config.json").unlink()
@@ -350,33 +356,12 @@ class TestText:
 
 
 class TestBudget:
-    """An artifact chooses sizes only within what takes a moment to build without weights."""
-
-    @pytest.mark.parametrize(
-        ("architecture", "arguments"),
-        [
-            ("resnet50", {"layers": [25, 25, 25, 25]}),
-            ("vit_tiny_patch16_224", {"depth": 100}),
-            ("convnext_atto", {"depths": [25] * 4, "dims": [8192] * 4}),
-            ("vit_tiny_patch16_224", {"img_size": 2048, "patch_size": 1}),
-            ("swin_tiny_patch4_window7_224", {"img_size": 2048, "patch_size": 1, "window_size": 128}),
-        ],
-    )
-    def test_the_largest_source_is_refused_or_built_within_seconds(
-        self, clone_folder, target, valid, architecture, arguments
-    ):
-        changed = put(valid, "source/architecture", architecture)
-        changed["source"]["model_args"] = {"num_classes": 7, **arguments}
-        (clone_folder / "config.json").write_text(json.dumps(changed))
-        start = time.perf_counter()
-        with pytest.raises(MalformedArtifactError):
-            pnc_hub.attach(target, clone_folder)
-        assert time.perf_counter() - start < 10
+    """An artifact chooses sizes only within what takes a moment to build without weights (``hostile``: how much that is)."""
 
     @pytest.mark.parametrize("name", ["depth", "depths", "layers"])
     @pytest.mark.parametrize("value", [101, [128] * 32, [26, 25, 25, 25], ["100"]])
-    def test_deeper_sources_are_not_built(self, clone_folder, target, valid, name, value):
-        refused(clone_folder, target, json.dumps(put(valid, f"source/model_args/{name}", value)))
+    def test_deeper_sources_are_not_built(self, folder, valid, name, value):
+        refused(folder, json.dumps(put(valid, f"source/model_args/{name}", value)))
 
     def test_timms_deepest_architectures_fit(self):
         checks.model_args({"depths": [8, 16, 48, 24], "img_size": 1024, "num_classes": 21841})
@@ -417,7 +402,7 @@ def mutated(value):
 
 class TestAnyMutation:
     @given(data=st.data())
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     def test_it_is_parsed_to_the_same_or_refused(self, saved_clone, valid, data):
         config = data.draw(st.one_of(mutated(valid), mutated(valid).flatmap(mutated)))
         config = sealed(config) if isinstance(config, dict) else config
@@ -427,4 +412,4 @@ class TestAnyMutation:
             return
         assert parsed.to_dict() == config
         with suppress(ArtifactError):
-            everything(Clone(parsed, {}, storage=Folder(saved_clone)))
+            everything(Contents(parsed, {}, storage=Folder(saved_clone)))

@@ -34,6 +34,12 @@ def described() -> dict:
 
 
 @pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """As where matplotlib is not installed: a page takes no time."""
+    monkeypatch.setattr(figures, "can_draw", lambda: False)
+
+
+@pytest.fixture
 def clone(described) -> Clone:
     return Clone(CloneConfig.from_dict(json.loads(json.dumps(described))), {})
 
@@ -86,14 +92,14 @@ def read(report) -> Parsed:
     return Parsed(page.render(report))
 
 
-def test_it_is_written_where_it_is_asked_to(clone, tmp_path):
+def test_it_is_written_where_it_is_asked_to(undrawn, clone, tmp_path):
     path = clone.report.save(tmp_path / "report.html")
     assert path == tmp_path / "report.html"
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert clone.report.save(str(path)) == path
 
 
-def test_all_that_was_measured_is_on_it(clone):
+def test_all_that_was_measured_is_on_it(undrawn, clone):
     found = read(clone.report)
     assert not found.open
     for _, text, _ in ROWS:
@@ -114,9 +120,17 @@ def test_all_that_was_measured_is_on_it(clone):
         assert words in found.text
 
 
-def test_it_is_whole(clone):
+@pytest.fixture(scope="module")
+def whole(described) -> str:
+    """The page with everything on it, figures and photos."""
+    clone = Clone(CloneConfig.from_dict(json.loads(json.dumps(described))), {})
+    clone.photos = photos()
+    return page.render(clone.report)
+
+
+def test_it_is_whole(whole):
     """Nothing is loaded and nothing runs, and a browser is told so."""
-    found = read(clone.report)
+    found = Parsed(whole)
     policy = next(meta["content"] for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert not found.all("script") + found.all("link") + found.all("iframe")
@@ -124,12 +138,11 @@ def test_it_is_whole(clone):
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/"))
-    assert not re.search(r"https?:|@import|url\((?!#)", page.render(clone.report))
+    assert not re.search(r"https?:|@import|url\((?!#)", whole)
 
 
-def test_it_can_be_walked_by_those_who_do_not_see_it(clone):
-    clone.photos = photos()
-    found = read(clone.report)
+def test_it_can_be_walked_by_those_who_do_not_see_it(clone, whole):
+    found = Parsed(whole)
     assert found.all("html")[0]["lang"] == "en"
     assert [len(found.all(tag)) for tag in ("h1", "main", "title")] == [1, 1, 1]
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
@@ -144,8 +157,8 @@ def test_it_can_be_walked_by_those_who_do_not_see_it(clone):
     assert all(attributes["scope"] in ("col", "row") for attributes in found.all("th"))
 
 
-def test_names_stay_text(clone):
-    plain = read(clone.report)
+def test_names_stay_text(clone, whole):
+    clone.photos, plain = photos(), Parsed(whole)
     for entry in clone.config.classes[1:]:
         entry.label = NASTY[: 190 - entry.source_index]
     clone.config.adapters[0].metrics["regime"] = NASTY
@@ -156,7 +169,7 @@ def test_names_stay_text(clone):
     assert "{{ 7 * 7 }}" in found.text
 
 
-def test_photos_are_shown_before_and_after(clone):
+def test_photos_are_shown_before_and_after(undrawn, clone):
     vars(clone)["photos"] = photos(("heron", "stork"))
     found = read(clone.report)
     assert [image["alt"] for image in found.all("img")] == ["A photo of heron"] * 9 + [
@@ -167,7 +180,7 @@ def test_photos_are_shown_before_and_after(clone):
     assert "61\N{NO-BREAK SPACE}%" in found.words
 
 
-def test_images_of_other_classes_are_called_that(clone):
+def test_images_of_other_classes_are_called_that(undrawn, clone):
     """Regime R2: no image of the target was seen."""
     vars(clone)["photos"] = photos()
     clone.config.adapters[0].metrics.update(regime="R2", ori=None, locality_budget=None)
@@ -183,7 +196,7 @@ def test_images_of_other_classes_are_called_that(clone):
         assert words not in found.text
 
 
-def test_of_one_class_the_source_alone_says_nothing(clone):
+def test_of_one_class_the_source_alone_says_nothing(undrawn, clone):
     clone.config.classes = clone.config.classes[:1]
     found = read(clone.report)
     assert "the target alone: 92.0 %" in found.text
@@ -191,14 +204,13 @@ def test_of_one_class_the_source_alone_says_nothing(clone):
     assert "cloned classes 87.5 % with the clone" in figures.drawings(clone.config)[0].alt
 
 
-def test_without_photos_it_says_why(clone):
+def test_without_photos_it_says_why(undrawn, clone):
     found = read(clone.report)
     assert "Photos are not part of an artifact" in found.text
     assert not found.all("img")
 
 
-def test_without_matplotlib_the_numbers_are_open(clone, monkeypatch):
-    monkeypatch.setattr(figures, "can_draw", lambda: False)
+def test_without_matplotlib_the_numbers_are_open(undrawn, clone):
     found = read(clone.report)
     assert not found.all("svg")
     assert all("open" in attributes for attributes in found.all("details"))
@@ -211,12 +223,12 @@ def test_a_clone_of_which_nothing_was_measured_has_a_page(saved_clone):
     assert "not measured" in found.text
 
 
-def test_a_target_that_did_not_come_back_is_not_hidden(clone):
+def test_a_target_that_did_not_come_back_is_not_hidden(undrawn, clone):
     clone.config.adapters[0].metrics["restored"] = False
     assert any(attributes.get("role") == "alert" for _, attributes in read(clone.report).elements)
 
 
-def test_targets_that_it_was_ported_to_have_their_figures_and_table(clone):
+def test_targets_that_it_was_ported_to_have_their_figures_and_table(undrawn, clone):
     first, universal = clone.config.adapters
     other = replace(first, name="vit-1", metrics={"agreement": 0.956}, series={"curve": first.series["curve"]})
     clone.config.adapters = [first, other, universal]
