@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from timm.models import save_for_hf
 
 from cli.photographs import CLONED, OLD, named, take
-from cli.running import program, run, told
+from cli.running import run, told
 from pnc_hub.cli.common import show
 
 PLACE = ("--insertion", "stages.1", "--cut", "layer3.1")
@@ -44,10 +44,10 @@ def arguments(disk, models, output, **options):
 
 @pytest.fixture(scope="module")
 def learned(disk, models) -> dict:
-    """What the program says of a clone that it has learned, into a pipe."""
-    result = program(*arguments(disk, models, disk / "clone", target_data=disk / "old"), "--json")
-    assert result.returncode == 0, result.stderr
-    assert not set("\r\x1b") & set(result.stdout + result.stderr)
+    """What the command says of a clone that it has learned."""
+    result = run(*arguments(disk, models, disk / "clone", target_data=disk / "old"), "--json")
+    assert result.exit_code == 0, result.output
+    assert not set("\r\x1b") & set(result.output)
     assert all(line.startswith("Warning: ") for line in result.stderr.splitlines())
     return json.loads(result.stdout)
 

@@ -10,13 +10,11 @@ import sklearn.metrics  # noqa: F401  (its first import draws a random number, f
 import torch
 from accelerate.utils import broadcast_object_list
 from common import source_args, tiny_model
-from torch import distributed, nn
-from torch.utils.data import TensorDataset
+from torch import distributed
 
 import pnc_hub
+from cloning.learning import CLASSES, PLACE, squares, target_images
 
-CLASSES = {"ant": 1, "bee": 2, "wasp": 4}
-PLACE = {"insertion": "stages.1", "cut": "layer3.1"}
 # Batches of 8 leave one process with a batch more, or with a short one; in batches of 64 the second process has none.
 CASES = {
     "searched": {"epochs": 0, "keep": 0.5, "batch_size": 8},
@@ -27,30 +25,21 @@ CASES = {
 }
 
 
-def squares(labels, each, seed):
-    """Images of 4x4 coloured squares with noise; each class has its own squares."""
-    centres = torch.randn(20, 3, 4, 4, generator=torch.Generator().manual_seed(99))
-    labels = torch.tensor(list(labels)).repeat_interleave(each)
-    noise = torch.randn(len(labels), 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-    return nn.functional.interpolate(centres[labels], size=(32, 32)) + 0.3 * noise, labels
-
-
 def learn(case: str) -> dict:
     """Tensors, configuration and curve of the clone, and its tensors as this process alone has them."""
-    images, labels = squares(range(10, 17), 9, seed=1)
     before, own = random_state(), {}
 
     def sent(clones: list) -> list:
         own.update(clones[0].all_tensors())
         return broadcast_object_list(clones)
 
-    with warnings.catch_warnings(action="ignore"), mock.patch("pnc_hub.cloning.learn.broadcast_object_list", sent):
+    with warnings.catch_warnings(action="ignore"), mock.patch("pnc_hub.cloning.session.broadcast_object_list", sent):
         clone = pnc_hub.clone(
             tiny_model("resnet", seed=1),
             tiny_model("convnext"),
             CLASSES,
-            TensorDataset(*squares(CLASSES.values(), 11, seed=0)),
-            target_data=TensorDataset(images, labels - 10),
+            squares(CLASSES.values(), 11),
+            target_data=target_images(9, seed=1),
             source_args=source_args("resnet"),
             device="cpu",
             progress=False,

@@ -1,9 +1,10 @@
 """Two processes on gloo learn the clone that one process learns."""
 
-import processes
 import pytest
 import torch
 from torch.testing import assert_close
+
+from cloning import processes
 
 pytestmark = pytest.mark.slow
 

@@ -4,13 +4,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from common import FAMILIES, images, source_args, tiny_model
+from common import images, source_args, tiny_model
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from cloning.learning import few
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.pruning.local_set import neighbours
 from pnc_hub.cloning.pruning.localize import changes, local_loss, prune
@@ -84,7 +85,7 @@ def parts(family, classes=(1, 2, 4), seed=0):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few("mobilenet", "swin"))
 def test_a_pruned_tail_is_smaller_runs_and_can_be_rebuilt_from_its_changes(family):
     source, networks, cut, tail, head, local_set = parts(family)
     size, fixed = parameters(tail) + parameters(head), sum(p.numel() for p in tail.parameters())
@@ -111,7 +112,7 @@ def test_a_pruned_tail_is_smaller_runs_and_can_be_rebuilt_from_its_changes(famil
     assert torch.equal(again["head"](again["tail"](feature)), expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few("resnet"))
 def test_less_is_stored_and_computed(family, tmp_path):
     _, _, cut, tail, head, local_set = parts(family)
     size = parameters(tail) + parameters(head)
@@ -126,7 +127,7 @@ def test_less_is_stored_and_computed(family, tmp_path):
         assert all(less < more for less, more in zip(smaller, larger, strict=True)), found
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
+@pytest.mark.parametrize("family", few("vit", among=("vit", "swin")))
 def test_attention_loses_heads_and_mlps_lose_widths(family):
     _, _, cut, tail, head, local_set = parts(family)
     size = parameters(tail) + parameters(head)
@@ -142,7 +143,9 @@ def test_attention_loses_heads_and_mlps_lose_widths(family):
     assert sum(after) < sum(before)
 
 
-@pytest.mark.parametrize("family", ["resnet", "mobilenet", "convnext", "regnet"])
+@pytest.mark.parametrize(
+    "family", ["resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet", "convnext", "regnet"))]
+)
 def test_the_penultimate_feature_shrinks(family):
     _, _, cut, tail, head, local_set = parts(family)
     pruned, rows = prune(tail, head, cut, local_set, int(0.3 * (parameters(tail) + parameters(head))))

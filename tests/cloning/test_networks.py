@@ -5,10 +5,11 @@ import copy
 import pytest
 import timm
 import torch
-from common import FAMILIES, SIDE, images, tiny_clone, tiny_model
+from common import SIDE, images, tiny_clone, tiny_model
 from conftest import what_it_is
 from torch.testing import assert_close
 
+from cloning.learning import few
 from pnc_hub import attachment
 from pnc_hub.cloning.networks import Networks, Reader
 from pnc_hub.errors import SourceError
@@ -22,7 +23,7 @@ def source():
     return tiny_model("resnet", seed=1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few("resnet", "swin"))
 def test_a_reader_returns_the_output_and_the_features_that_lead_to_it(family):
     model = tiny_model(family)
     reader, batch = Reader(model, CPU), images(2)
@@ -70,7 +71,7 @@ def test_clones_attached_to_a_model_do_not_take_part(source):
         assert model(images(2)).shape[1] == expected.shape[1] + 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few("resnet", "swin"))
 def test_a_lesson_is_what_the_source_says(family):
     model = tiny_model(family)
     networks = Networks(model, model, [4, 1], CPU)

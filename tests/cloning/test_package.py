@@ -8,6 +8,7 @@ import torch
 from common import FAMILIES, images, source_args, tiny_clone, tiny_model
 from timm.models import register_model
 
+from cloning.learning import few
 from pnc_hub import attachment
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import source_config
@@ -16,13 +17,14 @@ from pnc_hub.hub.clone import Clone
 from pnc_hub.models.fingerprint import fingerprint
 
 CPU = torch.device("cpu")
+MORE = ((True, None), (False, 0.7))
 
 
 def describe(source, given, hub_id=None, license=None):
     return source_config(source, given, hub_id, license, Networks(source, source, [0], CPU))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few("resnet", "vit"))
 def test_a_source_is_described_by_the_arguments_it_was_built_with(family):
     source = tiny_model(family)
     found = describe(source, source_args(family), "user/model", "mit")
@@ -92,8 +94,9 @@ def test_an_architecture_that_the_user_registered_is_taken():
         timm.models._registry._model_entrypoints.pop("pnc_hub_registered")
 
 
-@pytest.mark.parametrize("universal", [True, False])
-@pytest.mark.parametrize("keep", [None, 0.7])
+@pytest.mark.parametrize(
+    ("universal", "keep"), [(True, 0.7), (False, None), *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE)]
+)
 def test_the_artifact_holds_what_it_says_and_answers_the_same_when_read_back(tmp_path, universal, keep):
     source, target = tiny_model("resnet", seed=1), tiny_model("convnext")
     clone = tiny_clone(source, target, universal=universal, keep=keep)

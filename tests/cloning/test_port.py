@@ -6,10 +6,10 @@ import pytest
 import torch
 from common import tiny_clone, tiny_model
 from conftest import what_it_is
-from test_learn import CLASSES, OLD, squares
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from cloning.learning import CLASSES, OLD, squares, trained
 from pnc_hub import attachment
 from pnc_hub.artifact import files
 from pnc_hub.cloning.learn import clone as learn_clone
@@ -19,17 +19,6 @@ from pnc_hub.hub.clone import Clone
 
 NEW = squares(CLASSES.values(), 20, seed=4)
 EVERYTHING = TensorDataset(torch.cat([NEW.tensors[0], OLD.tensors[0]]), torch.zeros(len(NEW) + len(OLD)))
-
-
-def trained(model, data, steps=25):
-    """So that source and targets tell the squares apart."""
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    model.train()
-    for _ in range(steps):
-        nn.functional.cross_entropy(model(data.tensors[0]), data.tensors[1]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +55,11 @@ def ported(made, target, images=NEW, **options):
     return port(made, target, images, **{"target_data": OLD, "device": "cpu", "progress": False, **options})
 
 
+@pytest.fixture(scope="module")
+def once(made, vit) -> Clone:
+    return ported(made, vit)
+
+
 def digests(folder):
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -87,8 +81,8 @@ def test_one_more_target_and_nothing_else_is_changed(made, vit, tmp_path):
     assert what_it_is(vit) == target_before
 
 
-def test_the_new_adapter_is_used_by_its_target_and_answers_as_the_source(made, vit, tmp_path):
-    read = Clone.from_pretrained(ported(made, vit).save_pretrained(tmp_path / "clone"))
+def test_the_new_adapter_is_used_by_its_target_and_answers_as_the_source(made, once, vit, tmp_path):
+    read = Clone.from_pretrained(once.save_pretrained(tmp_path / "clone"))
     held_out = squares(CLASSES.values(), 20, seed=9).tensors[0]
     with torch.inference_mode(), attachment.attach(vit, read) as joined:
         logits = vit(held_out)
@@ -99,8 +93,8 @@ def test_the_new_adapter_is_used_by_its_target_and_answers_as_the_source(made, v
         assert read.run_probe(adapter) == 0.0
 
 
-def test_the_report_says_how_it_does_beside_the_source(made, vit):
-    result = ported(made, vit)
+def test_the_report_says_how_it_does_beside_the_source(made, once):
+    result = once
     ((name, metrics),) = result.report.ported.items()
     assert name == result.config.adapters[1].name
     assert metrics["agreement_among_cloned"] > 0.8
@@ -130,17 +124,16 @@ def test_images_of_the_cloned_classes_alone_promise_nothing_of_others(made, vit)
     assert (metrics["diverted"], metrics["auroc"]) == (None, None)
 
 
-def test_the_same_seed_gives_the_same_bytes(made, vit, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(made, once, vit, tmp_path):
     torch.manual_seed(1)
-    first = digests(ported(made, vit).save_pretrained(tmp_path / "first"))
+    first = digests(once.save_pretrained(tmp_path / "first"))
     state = torch.random.get_rng_state()
     assert digests(ported(made, vit).save_pretrained(tmp_path / "again")) == first
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_two_ports_one_after_the_other_from_a_folder(made, vit, tmp_path):
-    once = ported(made, vit).save_pretrained(tmp_path / "once")
-    again = ported(once, tiny_model("regnet"), name="mine", insertion="s2")
+def test_two_ports_one_after_the_other_from_a_folder(once, vit, tmp_path):
+    again = ported(once.save_pretrained(tmp_path / "once"), tiny_model("regnet"), name="mine", insertion="s2")
     assert [adapter.name for adapter in again.config.adapters][2:] == ["mine", "universal"]
     assert again.config.adapters[2].insertion.name == "s2"
     assert len(again.report.ported) == 2
@@ -167,9 +160,9 @@ def test_published_in_the_same_place_it_is_one_small_commit(made, vit, api, repo
         assert vit(NEW.tensors[0][:2]).shape == (2, 10)
 
 
-def test_a_locality_budget_is_calibrated_on_the_targets_images(made, vit):
+def test_a_locality_budget_is_calibrated_on_the_targets_images(made, once, vit):
     strict = ported(made, vit, locality_budget=0.15).config.adapters[1]
-    assert strict.metrics["diverted"] <= ported(made, vit).config.adapters[1].metrics["diverted"]
+    assert strict.metrics["diverted"] <= once.config.adapters[1].metrics["diverted"]
     with pytest.raises(DataError, match="give them as target_data"):
         ported(made, vit, EVERYTHING, target_data=None, locality_budget=0.2)
 
@@ -180,10 +173,9 @@ def test_without_the_sources_first_layers_it_says_what_to_do(vit):
         ported(bare, vit)
 
 
-def test_a_target_that_has_an_adapter_already_is_refused(made, vit):
-    result = ported(made, vit)
-    with pytest.raises(TargetError, match=rf"already, '{result.config.adapters[1].name}'"):
-        ported(result, vit)
+def test_a_target_that_has_an_adapter_already_is_refused(once, vit):
+    with pytest.raises(TargetError, match=rf"already, '{once.config.adapters[1].name}'"):
+        ported(once, vit)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from common import images
-from test_localize import parts
 from torch import nn
 from torch.testing import assert_close
 
+from cloning.test_localize import parts
 from pnc_hub.cloning.pruning import repair
 from pnc_hub.cloning.pruning.localize import prune
 from pnc_hub.cloning.pruning.units import masked, units_of
@@ -106,7 +106,9 @@ def test_a_head_that_fits_is_left_alone():
     assert_close(head.state_dict(), before)
 
 
-@pytest.mark.parametrize("family", ["mobilenet", "convnext", "vit"])
+@pytest.mark.parametrize(
+    "family", ["vit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet", "convnext"))]
+)
 def test_a_pruned_tail_is_nearer_to_the_original_after_repair(family):
     _, networks, cut, tail, head, _ = parts(family)
     feature = networks.teach(images(96, seed=3), [cut.name]).features[cut.name]

@@ -1,40 +1,34 @@
-"""Clones of several sources in one target, clones within a budget, and the curve, through the public API."""
+"""The whole search, its curve, clones within a budget, and clones of several sources in one target."""
 
 import pytest
 import torch
 from common import images, source_args, tiny_model
 from conftest import what_it_is
-from test_learn import CLASSES, NEW, learn, squares
 from torch.utils.flop_counter import FlopCounterMode
 
 import pnc_hub
+from cloning.learning import CLASSES, learn, squares
 from pnc_hub.hub.clone import Clone
 
 T = 7
 
 
 @pytest.fixture(scope="module")
-def source():
-    return tiny_model("resnet", seed=1)
+def source(models):
+    return models[0]
 
 
 @pytest.fixture(scope="module")
-def target():
-    return tiny_model("convnext")
+def target(models):
+    return models[1]
 
 
 @pytest.fixture(scope="module")
-def unlimited(source, target):
-    """At a fixed place, with its whole tail."""
-    return learn(source, target, epochs=0)
-
-
-@pytest.fixture(scope="module")
-def two(target, unlimited):
+def two(target, closed):
     """Of a ResNet and of a ViT, read from different points of the target."""
     birds = {"crane": 3, "owl": 5}
     return (
-        unlimited,
+        closed,
         learn(
             tiny_model("vit", seed=2),
             target,
@@ -50,8 +44,8 @@ def two(target, unlimited):
 
 @pytest.fixture(scope="module")
 def searched(source, target):
-    """All places looked at, within no other limit than the source's size."""
-    return learn(source, target, insertion=None, cut=None, epochs=0)
+    """Looked for everywhere, pruned, refined."""
+    return learn(source, target, insertion=None, cut=None, keep=0.5)
 
 
 def alone(target, clone):
@@ -113,30 +107,47 @@ def test_a_clone_that_was_removed_can_come_back(target, two):
             assert torch.equal(answers(target), expected)
 
 
+def test_the_whole_search_gives_a_clone_that_saves_loads_and_attaches(source, target, searched, tmp_path):
+    report = searched.report
+    assert report["kept_parameters"] <= 0.5 * report["source_parameters"]
+    assert report["insertion"] in {point.name for point in pnc_hub.insertion_points(target)}
+    before, expected = what_it_is(target), target(images())
+    loaded = Clone.from_pretrained(searched.save_pretrained(tmp_path / "clone"))
+    assert loaded.labels == tuple(CLASSES)
+    with torch.inference_mode(), pnc_hub.attach(target, loaded) as joined:
+        assert target(images()).shape == (4, 10)
+        assert torch.equal(target(images())[:, :7], expected)
+        joined.verify()
+    assert what_it_is(target) == before
+
+
+@pytest.mark.slow
 def test_a_budget_of_parameters_is_kept_by_the_place_that_is_chosen(source, target, searched):
     most = 0.5 * searched.report["kept_parameters"]
     learned = learn(source, target, insertion="stages.2", cut=None, epochs=0, budget={"parameters": most})
     assert learned.report["kept_parameters"] <= most
 
 
-def test_a_budget_of_macs_is_kept_by_the_place_that_is_chosen(source, target, unlimited):
-    most = 0.5 * added_macs(target, unlimited)
+@pytest.mark.slow
+def test_a_budget_of_macs_is_kept_by_the_place_that_is_chosen(source, target, closed):
+    most = 0.5 * added_macs(target, closed)
     learned = learn(source, target, insertion="stages.1", cut=None, epochs=0, budget={"macs": most})
     assert added_macs(target, learned) <= most
 
 
-def test_the_smaller_of_keep_and_budget_holds(source, target, unlimited):
-    small = 0.5 * unlimited.report["kept_parameters"]
-    for options in (
-        {"keep": small / unlimited.report["source_parameters"], "budget": {"parameters": 10**9}},
-        {"keep": 1.0, "budget": {"parameters": small}},
-    ):
-        assert learn(source, target, epochs=0, **options).report["kept_parameters"] <= small
+@pytest.mark.parametrize("which", ["keep", pytest.param("budget", marks=pytest.mark.slow)])
+def test_the_smaller_of_keep_and_budget_holds(source, target, closed, which):
+    small, largest = 0.5 * closed.report["kept_parameters"], closed.report["source_parameters"]
+    options = {
+        "keep": {"keep": small / largest, "budget": {"parameters": 10**9}},
+        "budget": {"keep": 1.0, "budget": {"parameters": small}},
+    }[which]
+    assert learn(source, target, epochs=0, **options).report["kept_parameters"] <= small
 
 
-def test_a_budget_of_both_is_kept(source, target, unlimited):
-    parameters = 0.8 * unlimited.report["kept_parameters"]
-    operations = 0.6 * added_macs(target, unlimited)
+def test_a_budget_of_both_is_kept(source, target, closed):
+    parameters = 0.8 * closed.report["kept_parameters"]
+    operations = 0.6 * added_macs(target, closed)
     learned = learn(source, target, epochs=0, budget={"parameters": parameters, "macs": operations})
     assert learned.report["kept_parameters"] <= parameters
     assert added_macs(target, learned) <= operations
@@ -184,14 +195,6 @@ def test_the_curve_of_a_fixed_place_is_one_point(two):
     for clone in two:
         (place,) = clone.curve
         assert (place["insertion"], place["cut"]) == (clone.report["insertion"], clone.report["cut"])
-
-
-def test_without_images_of_others_the_curve_tells_what_is_known_of_the_cloned(source, target):
-    with pytest.warns(UserWarning, match="nothing can be said"):
-        learned = learn(source, target, CLASSES, NEW, target_data=None, epochs=0)
-    (place,) = learned.curve
-    assert (place["avg_u"], place["auroc"]) == (None, None)
-    assert 0 <= place["tar"] <= 1
 
 
 def test_a_loaded_clone_has_no_curve(two, tmp_path):

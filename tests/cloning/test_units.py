@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from common import FAMILIES
-from test_localize import parts
 from torch import nn
 from torch.testing import assert_close
 
+from cloning.learning import few
+from cloning.test_localize import parts
 from pnc_hub.cloning.pruning.localize import _stand_in
 from pnc_hub.cloning.pruning.units import masked, units_of
 from pnc_hub.models.cost import parameters
@@ -35,7 +35,7 @@ def normalised_over_channels(group):
     return any(isinstance(dep.target.module, nn.LayerNorm) for dep, _ in group.dependency or ())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few("mobilenet", "swin"))
 def test_masks_do_what_removal_does(family):
     whole, units, _, feature = prunable(family)
     kept = some(units, but=normalised_over_channels)
@@ -51,7 +51,7 @@ def test_masks_do_what_removal_does(family):
     assert_close(whole(feature), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few("mobilenet", "swin"))
 def test_sizes_are_known_in_advance(family):
     whole, units, _, _ = prunable(family)
     assert units.size == parameters(whole[1:])
@@ -63,7 +63,7 @@ def test_sizes_are_known_in_advance(family):
     assert parameters(whole[1:]) == expected < units.size
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few("mobilenet", "swin"))
 def test_masks_of_single_images(family):
     """Each image has its own mask, also where attention works on windows of several images at once."""
     whole, units, _, feature = prunable(family)
@@ -77,7 +77,7 @@ def test_masks_of_single_images(family):
                 assert_close(found[rows], whole(feature)[rows], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few("mobilenet", "swin"))
 def test_what_touches_the_input_is_no_unit(family):
     whole, units, _, _ = prunable(family)
     fixed = {id(tensor) for tensor in whole[0].parameters()}
