@@ -144,21 +144,23 @@ class TestErrors:
         result = run("careful")
         assert (result.stdout, result.stderr) == ("done\n", "Warning: the gate has seen little\n")
 
-    @pytest.mark.parametrize(
-        "arguments",
-        [
+    def test_what_has_to_be_installed_is_said_before_anything_is_done(self):
+        commands = [
             ["clone", "--source", "x", "--target", "x", "--classes", "x", "--data", "x", "--output", "x"],
             ["port", "x", "--target", "x", "--data", "x", "--output", "x"],
             ["evaluate", "--clone", "x", "--data", "x"],
-        ],
-    )
-    def test_what_has_to_be_installed_is_said_before_anything_is_done(self, arguments):
-        code = "import sys; sys.modules['sklearn'] = None; from pnc_hub.cli import main; main(sys.argv[1:])"
-        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-        assert (result.returncode, result.stdout) == (1, "")
-        assert result.stderr.startswith("ModuleNotFoundError: learning a clone needs sklearn")
-        assert "pip install 'pnc-hub[clone]'" in result.stderr
-        assert len(result.stderr.splitlines()) == 1
+        ]
+        code = (
+            "import json, sys; sys.modules['sklearn'] = None; from click.testing import CliRunner;"
+            "from pnc_hub.cli import main; results = [CliRunner().invoke(main, one) for one in json.loads(sys.argv[1])];"
+            "print(json.dumps([(one.exit_code, one.stdout, one.stderr) for one in results]))"
+        )
+        ended = subprocess.run([sys.executable, "-c", code, json.dumps(commands)], capture_output=True, check=True)
+        for code, printed, said in json.loads(ended.stdout):
+            assert (code, printed) == (1, "")
+            assert said.startswith("ModuleNotFoundError: learning a clone needs sklearn")
+            assert "pip install 'pnc-hub[clone]'" in said
+            assert len(said.splitlines()) == 1
 
 
 class TestCompletion:

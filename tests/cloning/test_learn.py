@@ -46,10 +46,11 @@ def test_the_report_says_what_was_measured(models, refined):
 
 def test_what_figures_need_survives_in_the_artifact_and_photos_are_not_part_of_it(refined, tmp_path):
     loaded = Clone.from_pretrained(refined.save_pretrained(tmp_path / "clone"))
-    assert {name.split("-")[0] for name in figures.names(loaded.config)} >= {
-        *("figures/accuracy.png", "figures/gate", "figures/confusion.png", "figures/reliability.png")
-    }
+    drawn, before = figures.drawings(loaded.config), figures.drawings(refined.config)
+    assert {drawing.name.split("-")[0] for drawing in drawn} >= {"accuracy", "gate", "confusion", "reliability"}
+    assert [drawing.name for drawing in drawn] == [drawing.name for drawing in before]
     assert loaded.report.metrics == refined.report.metrics
+    assert [adapter.series for adapter in loaded.config.adapters] == [one.series for one in refined.config.adapters]
     assert refined.report.photos
     assert loaded.report.photos == ()
     assert "data:image" in refined.report.save(tmp_path / "report.html").read_text()
