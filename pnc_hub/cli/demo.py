@@ -24,8 +24,8 @@ from pnc_hub.cloning.measuring.evaluate import accuracy, measure
 from pnc_hub.hub.clone import Clone
 
 SIDE, EPOCHS = 32, 20
-SOURCE_ARGS = {"channels": (16, 32, 64, 128), "stem_width": 16}
-TARGET_ARGS = {"dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)}
+SOURCE_ARGS: dict[str, Any] = {"channels": (16, 32, 64, 128), "stem_width": 16}
+TARGET_ARGS: dict[str, Any] = {"dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)}
 SOURCE_DIGITS, TARGET_DIGITS = range(5, 10), range(5)
 CLONED = {"five": (5, 6, 7, 8, 9), "three": (5, 7, 9)}
 
@@ -135,18 +135,11 @@ def _row(learned: Clone, found: dict[str, Any], digits: Sequence[int], source_al
     report = learned.report
     return {
         "digits": list(digits),
-        "ori": found["ori"],
-        "tar": found["tar"],
-        "avg": found["avg"],
-        "diverted": found["diverted"],
-        "auroc": found["auroc"],
+        **{name: found[name] for name in ("ori", "tar", "avg", "diverted", "auroc")},
         "source_alone": source_alone,
-        "insertion": report["insertion"],
-        "cut": report["cut"],
-        "kept_parameters": report["kept_parameters"],
+        **{name: report[name] for name in ("insertion", "cut", "kept_parameters")},
         "kept": report["kept_parameters"] / report["source_parameters"],
-        "bytes": report["bytes"],
-        "seconds": report["seconds"],
+        **{name: report[name] for name in ("bytes", "seconds")},
         "restored": found["restored"],
     }
 

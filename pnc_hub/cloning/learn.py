@@ -14,8 +14,8 @@ from pnc_hub import attachment
 from pnc_hub.artifact import files
 from pnc_hub.cloning.fitting.refine import Recipe
 from pnc_hub.cloning.images.batches import Batches
-from pnc_hub.cloning.images.classes import resolve_classes
-from pnc_hub.cloning.images.sides import covered_by, sides
+from pnc_hub.cloning.images.classes import covers, resolve_classes
+from pnc_hub.cloning.images.sides import sides
 from pnc_hub.cloning.measuring.album import Album, class_names_of
 from pnc_hub.cloning.measuring.alone import source_alone
 from pnc_hub.cloning.named import named_arguments, named_model
@@ -145,7 +145,7 @@ def clone(
         size = _size(keep, budget, networks)
         target_data = None if target_data is None else session.open(target_data)
         cloned, others, regime = sides(source, target, networks.target.preprocess, wanted, data, target_data)
-        covered = covered_by(others, target) and regime != "R2"
+        covered = others is not None and covers(others.labels, target) and regime != "R2"
         batches = session.batches(cloned, others, of_target=target_data is not None, covered=covered)
         if locality_budget is not None and others is not None and not covered:
             warnings.warn(

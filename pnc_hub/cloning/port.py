@@ -22,9 +22,9 @@ from pnc_hub.artifact import files
 from pnc_hub.attachment import plan
 from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.images.batches import PARTS, Batches
-from pnc_hub.cloning.images.classes import relabel_target
+from pnc_hub.cloning.images.classes import covers, relabel_target
 from pnc_hub.cloning.images.data import UNLABELLED, Images
-from pnc_hub.cloning.images.sides import FEW, covered_by
+from pnc_hub.cloning.images.sides import FEW
 from pnc_hub.cloning.measuring.evaluate import accuracy, gather
 from pnc_hub.cloning.named import named_model
 from pnc_hub.cloning.networks import Lesson, Reader
@@ -36,7 +36,6 @@ from pnc_hub.cloning.session import MAX_REPORT_IMAGES, Session
 from pnc_hub.errors import DataError, SourceError, TargetError
 from pnc_hub.hub.clone import Clone, open_clone
 from pnc_hub.models.architecture import Architecture
-from pnc_hub.models.classifier import as_classifier
 from pnc_hub.models.fingerprint import matches
 from pnc_hub.models.insertion import InsertionPoint
 from pnc_hub.module import CloneModule
@@ -126,7 +125,7 @@ def port(
         if target_data is not None:
             opened = session.open(target_data)
             others = Images(opened, recalled.target.preprocess, relabel_target(target, opened, clone.labels))
-            covered = covered_by(others, target)
+            covered = covers(others.labels, target)
         batches = session.batches(cloned, others, of_target=target_data is not None, covered=covered)
         learned, curve = _fitted(recalled, batches, insertion, locality_budget, bar)
         result, adapter = extend(clone, learned, recalled.target, target, target_id, name)
@@ -253,11 +252,7 @@ def _sorted(
             )
         return cloned, None, False
     others = _keep(copy.copy(shown), rest, [UNLABELLED] * len(rest))
-    return (
-        cloned,
-        others,
-        2 * len(given["of_target"][rest].unique()) >= as_classifier(recalled.target.model).num_classes,
-    )
+    return cloned, others, covers(given["of_target"][rest].tolist(), recalled.target.model)
 
 
 def _fitted(

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,40 +31,38 @@ from pnc_hub.report.series import curve_table
 MAX_REPORT_IMAGES = 20_000  # of each side: shares are then known to a third of a point
 
 
+@dataclass
 class Session:
-    """One run of learning or porting, in one process or in several."""
+    """One run of learning or porting, in one process or in several, with the options of ``pnc_hub.clone``.
 
-    def __init__(
-        self,
-        *,
-        locality_budget: float | None,
-        held_out: float,
-        batch_size: int,
-        workers: int,
-        seed: int,
-        device: str | None,
-        progress: bool,
-        hub_ids: tuple[str | None, ...],
-    ) -> None:
-        """The clock starts. What no artifact can record, such as wrong ``hub_ids``, shows now, not after all the learning.
+    Raises:
+        ValueError: an option is out of range, or one of ``hub_ids`` is none: what no artifact can record shows now, not after
+            all the learning.
+    """
 
-        Raises:
-            ValueError: an option is out of range.
-        """
+    locality_budget: float | None
+    held_out: float
+    batch_size: int
+    workers: int
+    seed: int
+    device: str | None
+    progress: bool
+    hub_ids: tuple[str | None, ...]
+
+    def __post_init__(self) -> None:
         self.started = time.perf_counter()
-        in_range = locality_budget is None or 0 < locality_budget < 1
-        if not in_range or not 0 < held_out < 0.33 or batch_size < 1 or workers < 0 or seed < 0:
+        in_range = self.locality_budget is None or 0 < self.locality_budget < 1
+        if not in_range or not 0 < self.held_out < 0.33 or self.batch_size < 1 or self.workers < 0 or self.seed < 0:
+            names = ("locality_budget", "held_out", "batch_size", "workers", "seed")
             raise ValueError(
                 "locality_budget is in (0, 1); held_out, the share that is kept back three times, above 0 and below 0.33;"
                 " batch_size at least 1; workers and seed at least 0; found"
-                f" {locality_budget=} {held_out=} {batch_size=} {workers=} {seed=}"
+                f" {' '.join(f'{name}={getattr(self, name)!r}' for name in names)}"
             )
-        for hub_id in hub_ids:
+        for hub_id in self.hub_ids:
             checks.hub_id(hub_id)
-        self.locality_budget, self.held_out, self.seed = locality_budget, held_out, seed
-        self.batch_size, self.workers, self.progress = batch_size, workers, progress
         self.accelerator = Accelerator(
-            cpu=device == "cpu",
+            cpu=self.device == "cpu",
             dataloader_config=DataLoaderConfiguration(even_batches=False),  # no image counts twice
             kwargs_handlers=[
                 DistributedDataParallelKwargs(static_graph=True)

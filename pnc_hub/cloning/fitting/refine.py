@@ -65,7 +65,7 @@ def refine(
         accelerator: runs the loop.
         pair: (insertion point, cut).
         batches: batches of (images, position among the cloned classes or -1).
-        score: judged on held-out images after every pass and at the end; before the first, too.
+        score: of the module on held-out images, before the first pass, after each and at the end.
         recipe: passes, rate, what is trained.
         generator: of the augmentation.
         tick: called after every step.
@@ -90,7 +90,7 @@ def refine(
         lesson = networks.teach(images, [pair[1]] if both else ())
         loss = distillation_loss(learner(feature), lesson, labels, recipe.anchored)
         if both:
-            # the same tail serves other targets through other adapters, and any through the source's own prefix
+            # the same tail serves other targets through other adapters, and any through the source's own trunk
             own = module.answer(module.tail(lesson.features[pair[1]]))
             loss = loss + distillation_loss(own, lesson, labels, recipe.anchored)
         accelerator.backward(loss)
@@ -101,10 +101,10 @@ def refine(
         tick()
         if step % len(batches) == 0 or step == steps:
             _share_statistics(module, accelerator)
-            found = score(module.eval())
+            now = score(module.eval())
             module.train(recipe.tune and not both)
-            if found > best:
-                best, kept = found, copy.deepcopy(module.state_dict())
+            if now > best:
+                best, kept = now, copy.deepcopy(module.state_dict())
     accelerator.unwrap_model(learner, keep_fp32_wrapper=False)  # mixed precision ends with the training
     accelerator.free_memory()
     module.eval()

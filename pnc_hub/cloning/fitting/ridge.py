@@ -66,12 +66,8 @@ class Moments:
 def solve(gram: Tensor, cross: Tensor, strength: float, constant: bool = True, free_bias: bool = True) -> Tensor:
     """The ridge solution [C, D] from X'X [C, C] and X'Y [C, D].
 
-    Args:
-        gram: X'X.
-        cross: X'Y.
-        strength: of the penalty, relative to the mean energy of the features.
-        constant: whether the last column of X is a constant.
-        free_bias: whether the constant's weight has next to no penalty, or the same as the others.
+    The penalty is ``strength`` times the mean energy of the features. Where the last column of X is a ``constant``, its weight
+    has next to no penalty (``free_bias``), or the same as the others.
     """
     energies = gram.diagonal()
     features = energies[:-1] if constant else energies

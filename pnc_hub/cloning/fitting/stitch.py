@@ -72,15 +72,9 @@ def search(
     pairs: list[tuple[InsertionPoint, InsertionPoint]],
     seed: int,
 ) -> list[Candidate]:
-    """Every pair with its closed-form adapter.
+    """Every pair with its closed-form adapter, fitted on batches of (images, whatever), the penalty chosen on others.
 
-    Args:
-        networks: source and target.
-        accelerator: reduces the moments where there are several processes.
-        fit: batches of (images, labels) to fit on; labels are not used.
-        held_out: batches to choose the penalty on.
-        pairs: as from ``admissible_pairs``.
-        seed: positions of large maps are sampled with it.
+    Positions of large maps are sampled by ``seed``.
     """
     stages: Stages = {}
     for insertion, cut in pairs:

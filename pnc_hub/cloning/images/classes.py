@@ -117,12 +117,7 @@ def _resolve(entry: Any, names: list[tuple[str, ...]] | None, source: nn.Module,
     return entry, same[0]
 
 
-def covers(shown: Iterable[int], count: int) -> bool:
-    """Whether images ``shown`` with these labels are of at least half of ``count`` classes, or of classes that nobody named.
-
-    Example:
-        >>> covers([0, 1, 1], 4), covers([0, 0], 4)
-        (True, False)
-    """
+def covers(shown: Iterable[int], target: nn.Module) -> bool:
+    """Whether images with these labels are of at least half of the target's classes, or of classes that nobody named."""
     different = set(shown)
-    return UNLABELLED in different or 2 * len(different) >= count
+    return UNLABELLED in different or 2 * len(different) >= as_classifier(target).num_classes

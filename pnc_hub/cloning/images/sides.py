@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from pnc_hub.cloning.images.classes import covers, other_classes, relabel_cloned, relabel_target
+from pnc_hub.cloning.images.classes import other_classes, relabel_cloned, relabel_target
 from pnc_hub.cloning.images.data import Images
 from pnc_hub.errors import DataError
-from pnc_hub.models.classifier import as_classifier
 from pnc_hub.models.preprocess import Preprocess
 
 FEW = 20  # images of a class, or of all others together, from which on a gate can be learned
@@ -39,8 +38,3 @@ def sides(
         stacklevel=3,
     )
     return cloned, None, "R1"
-
-
-def covered_by(others: Images | None, target: nn.Module) -> bool:
-    """Whether ``others`` are of at least half of the target's classes, or of classes that nobody named."""
-    return others is not None and covers(others.labels, as_classifier(target).num_classes)

@@ -88,7 +88,8 @@ def prune(
             failure = error
             continue
         pruned, rows = whole[1], cast(nn.Linear, whole[2])
-        repair.after(pruned, rows, original, batches, repairs)
+        if "head" in repairs:
+            repair.refit_head(pruned, rows, original, batches)
         return pruned, rows
     raise SourceError(
         f"the source after {cut.name!r} cannot be pruned to {largest:,} parameters (it has {size:,}); allow more with keep=,"
@@ -198,9 +199,9 @@ def _remove(whole: nn.Sequential, units: Units, kept: Sequence[Tensor], cut: Ins
     left, planned = parameters(whole[1:]), units.parameters([int(stays.sum()) for stays in kept])
     if left != planned:
         raise RuntimeError(f"{left} parameters are left instead of {planned}")
-    found = whole.requires_grad_(False)(example)
+    output = whole.requires_grad_(False)(example)
     comparable = all(group.exact or bool(stays.all()) for group, stays in zip(units.groups, kept, strict=True))
-    if comparable and not torch.allclose(found, expected, rtol=0.01, atol=0.01 * float(expected.abs().max())):
+    if comparable and not torch.allclose(output, expected, rtol=0.01, atol=0.01 * float(expected.abs().max())):
         raise RuntimeError("other channels have gone than those chosen")
 
 

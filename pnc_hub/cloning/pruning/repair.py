@@ -32,12 +32,7 @@ def before(
 ) -> None:
     """What is repaired while all channels are there: weights that read pruned groups, then statistics of BatchNorm.
 
-    Args:
-        whole: the network before anything is removed; changed in place.
-        groups: what is pruned.
-        kept: for each group, which units stay.
-        batches: of (feature, label, weight).
-        steps: which of ``STEPS``.
+    ``whole`` is changed in place; ``kept`` says for each group which units stay.
     """
     feature = torch.cat([feature for feature, _, _ in spread(batches, STATISTICS_IMAGES)])
     expected = statistics(whole, feature)
@@ -46,14 +41,6 @@ def before(
     if "statistics" in steps:
         with masked(groups, [stays.float() for stays in kept]):
             match_statistics(whole, feature, expected)
-
-
-def after(
-    tail: nn.Module, head: nn.Linear, original: nn.Module, batches: Batches, steps: Collection[str] = STEPS
-) -> None:
-    """What is repaired once the channels are gone: the head of the pruned (tail, head), in place."""
-    if "head" in steps:
-        refit_head(tail, head, original, batches)
 
 
 @torch.no_grad()
@@ -84,10 +71,7 @@ def match_statistics(whole: nn.Module, feature: Tensor, expected: dict[nn.Module
     Where the running statistics are those of the same images this is re-estimation; where they are not (BatchNorm folded into
     weights, images unlike those of training), re-estimation would change the function of the network and this does not.
 
-    Args:
-        whole: the network, changed in place; one pass, so that each layer sees what the earlier ones have become.
-        feature: its input [B, ...].
-        expected: from ``statistics`` of the network as it was.
+    One pass, so that each layer sees what the earlier ones have become; ``expected`` are the ``statistics`` as they were.
     """
 
     def change(layer: Any, args: tuple[Tensor]) -> None:
@@ -104,13 +88,13 @@ def match_statistics(whole: nn.Module, feature: Tensor, expected: dict[nn.Module
 @torch.no_grad()
 def statistics(whole: nn.Module, feature: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
     """Mean and deviation [C] of what each BatchNorm layer of ``whole`` reads."""
-    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    read: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def keep(layer: nn.Module, args: tuple[Tensor]) -> None:
-        found[layer] = _moments(args[0])
+        read[layer] = _moments(args[0])
 
     _watch(whole, [layer for layer in whole.modules() if _has_statistics(layer)], keep, [feature])
-    return found
+    return read
 
 
 @torch.no_grad()

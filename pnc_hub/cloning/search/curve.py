@@ -69,14 +69,7 @@ class Judged:
 def insertion_curve(
     networks: Networks, batches: Batches, candidates: list[Candidate], reject: tuple[Tensor, Tensor]
 ) -> list[Judged]:
-    """Judge every candidate on held-out images, best first; those that look best at a glance are looked at again.
-
-    Args:
-        networks: source and target.
-        batches: the images; at most ``IMAGES`` of each side and part are looked at.
-        candidates: with their closed-form adapters.
-        reject: reject rows of the head.
-    """
+    """Judge every candidate on held-out images, best first; those that look best at a glance are looked at again."""
     tails = {candidate.cut.name: networks.tail(candidate.cut.name) for candidate in candidates}
     head = networks.head_rows(reject)
     whole = [(one, CloneModule(one.adapter, tails[one.cut.name], head)) for one in candidates]
@@ -112,13 +105,10 @@ def judge(
 
 
 def _ranked(judged: list[Judged], images: int) -> list[Judged]:
-    """Best first; accuracies that differ by less than a standard error are the same, and the second score decides.
+    """Best first; accuracies on so many ``images`` of each side that differ by less than a standard error are the same.
 
-    Few images make all of these equal: then how well the source's logits are reproduced decides, to a tenth, then cost.
-
-    Args:
-        judged: in any order.
-        images: how many of each side they were judged on.
+    Then the second score decides. Few images make all of these equal: then how well the source's logits are reproduced, to a
+    tenth, then cost.
     """
     judged = sorted(judged, key=lambda one: (*one.score, -one.macs), reverse=True)
     best = (judged[0].score[0] * images + 1) / (images + 2)  # of a hundred right answers the next may still be wrong

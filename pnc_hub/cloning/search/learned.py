@@ -50,14 +50,7 @@ def with_gates(
 ) -> Learned:
     """Gates for this target and, if ``universal``, for any, with offsets calibrated on a part of the images of their own.
 
-    Args:
-        module: the finished module.
-        judged: the candidate that it came from.
-        networks: source and target.
-        batches: the images.
-        budget: largest share of the target's images that may be diverted, or None.
-        universal: whether other targets are served, too, through the source's own first layers.
-        stages: for the record.
+    ``judged`` is the candidate that the finished ``module`` came from, ``stages`` goes to the record.
     """
     module, insertion, cut = module.eval().requires_grad_(False), judged.candidate.insertion, judged.candidate.cut
     # a budget may need more images than a gate, and is met more finely by twice as many

@@ -31,14 +31,7 @@ def best_clone(
 ) -> tuple[Learned, list[Judged]]:
     """The candidate that does best on held-out images, refined, with its gates; and the curve it was chosen from.
 
-    Args:
-        networks: source and target.
-        batches: the images.
-        fixed: (insertion point, cut) where the caller chose them.
-        size: what the clone may cost.
-        recipe: of the full refinement.
-        locality_budget: largest share of the target's images that may be diverted, or None.
-        bar: shows progress.
+    ``fixed`` is (insertion point, cut) where the caller chose them, ``recipe`` that of the full refinement.
 
     Raises:
         InsertionPointError: no pair is admissible.

@@ -41,13 +41,14 @@ class Size:
     macs: float = float("inf")
 
 
+@dataclass
 class Trial:
     """One candidate on its way: its module, and how it does on held-out images so far."""
 
-    def __init__(self, stitched: Judged, module: CloneModule) -> None:
-        """``module`` is pruned and stitched, not yet refined; ``stitched`` is of the whole tail, ``pruned`` of this one."""
-        self.stitched, self.module, self.score = stitched, module, float("-inf")
-        self.pruned: Judged | None = None
+    stitched: Judged  # with the whole tail
+    module: CloneModule  # pruned, and then refined
+    pruned: Judged | None = None
+    score: float = float("-inf")
 
     @property
     def candidate(self) -> Candidate:
@@ -113,13 +114,7 @@ def refined(trials: list[Trial], networks: Networks, batches: Batches, recipe: R
 
 
 def _rounds(trials: int, epochs: float, steps: int) -> list[tuple[int, float]]:
-    """(candidates that are refined, passes) for each of ``ROUNDS`` that leaves fewer than come to it, and the last.
-
-    Args:
-        trials: candidates to begin with.
-        epochs: passes of the whole refinement.
-        steps: steps in a pass.
-    """
+    """(candidates that are refined, passes) for each of ``ROUNDS`` that leaves fewer than come to it, and the last."""
     rounds = []
     for (most, share, least), (left, *_) in zip(ROUNDS, [*ROUNDS[1:], (0,)], strict=True):
         if trials > left and epochs:
