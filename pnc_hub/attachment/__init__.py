@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pnc_hub.attachment import hooks, plan, probing
+from pnc_hub.attachment import hooks, probing
 from pnc_hub.attachment.joined import JoinedClone
+from pnc_hub.attachment.plan import Target
+from pnc_hub.attachment.target import unwrapped
 from pnc_hub.errors import TargetError
 from pnc_hub.hub.clone import Clone, open_clone
 from pnc_hub.hub.lock import Lock
-from pnc_hub.models.preprocess import Preprocess
 
 
 class Attachment:
@@ -202,13 +204,13 @@ def attach(
 
     Raises:
         CloneNotFoundError: no such clone.
-        ArtifactError: the clone's files can not be used.
+        ArtifactError: the clone's files cannot be used.
         LockError: the clone is not in the lock, or another one.
         FingerprintMismatchError: the clone was made for other targets and has no universal adapter.
         InsertionPointError: the model has no module of the recorded name and shape.
         ClassCollisionError: a cloned class has the name of one the model has.
         NoClassifierError: the model was built with ``num_classes=0``.
-        TargetError: the model can not take hooks as it is.
+        TargetError: the model cannot take hooks as it is.
 
     Example:
         >>> import pnc_hub, timm, torch
@@ -219,8 +221,7 @@ def attach(
     for name, value, allowed in (("on_mismatch", on_mismatch, "warn"), ("on_collision", on_collision, "allow")):
         if value not in ("error", allowed):
             raise ValueError(f"{name} is 'error' or {allowed!r}, received {value!r}")
-    inside = plan.unwrapped(model)
-    plan.check_target(inside)
+    target = Target(model)
     if trainable and isinstance(model, DistributedDataParallel):
         raise TargetError(
             "DistributedDataParallel does not average the gradients of a clone; train it on the plain model, then wrap that"
@@ -234,20 +235,20 @@ def attach(
         force_download=force_download,
         lock=lock,
     )
-    adapter = plan.choose_adapter(inside, clone, on_mismatch)
+    plan = target.plan(clone, on_mismatch=on_mismatch)
     if on_collision == "error":
-        plan.check_labels(inside, clone, attachments(inside))
-    near = plan.reference(inside, adapter)
-    given = Preprocess.of(inside)
-    joined = JoinedClone(clone, adapter, given, near.device, near.dtype, trainable)
-    attachment = Attachment(inside, joined)
-    hooks.add(inside, joined, given.input_size)
+        plan.refuse_collisions()
+    for text in plan.warnings:
+        warnings.warn(text, stacklevel=2)
+    joined = JoinedClone(clone, plan.adapter, plan.given, plan.device, plan.dtype, trainable)
+    attachment = Attachment(plan.model, joined)
+    hooks.add(plan.model, joined, plan.given.input_size)
     return attachment
 
 
 def attachments(model: nn.Module) -> tuple[Attachment, ...]:
     """The clones that are joined to ``model``, in the order in which they were attached."""
-    joined = hooks.hooks_of(plan.unwrapped(model))
+    joined = hooks.hooks_of(unwrapped(model))
     return tuple(member.attachment for member in joined.members if isinstance(member, JoinedClone)) if joined else ()
 
 

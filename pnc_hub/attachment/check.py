@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pnc_hub.artifact.config import AdapterConfig
-from pnc_hub.attachment import attachments, plan
+from pnc_hub.attachment.plan import Plan, Target
 from pnc_hub.errors import ClassCollisionError, HubError, PncHubError
 from pnc_hub.hub.clone import Clone, open_clone
 from pnc_hub.hub.lock import Lock
 from pnc_hub.models.cost import macs
 from pnc_hub.models.insertion import INPUT, empty
-from pnc_hub.models.preprocess import Preprocess
 from pnc_hub.report.rows import PORTED_ROWS, ROWS, rows_of, shown
 
 
@@ -139,60 +136,40 @@ def check(
     clone = open_clone(
         clone, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only, lock=lock
     )
-    found = Compatibility(clone.labels, clone.repo_id, clone.revision)
+    result = Compatibility(clone.labels, clone.repo_id, clone.revision)
     try:
-        _examine(model, clone, found)
+        _examine(model, clone, result)
     except HubError:
         raise
     except PncHubError as error:
-        found.problem = found.problem or error
-    return found
+        result.problem = result.problem or error
+    return result
 
 
-def _examine(model: nn.Module, clone: Clone, found: Compatibility) -> None:
-    """The steps of ``attach`` before anything is done to the model; ``found`` holds what they have come to."""
-    inside = plan.unwrapped(model)
-    plan.check_target(inside)
-    digests: dict[str, bytes] = {}  # no weight of the model is hashed twice, however many adapters there are
-    found.others = {adapter.name: _why_not(inside, clone, adapter, digests) for adapter in clone.config.adapters}
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        adapter = plan.choose_adapter(inside, clone, "error", digests=digests)
-    del found.others[adapter.name]
-    found.warnings = tuple(str(warning.message) for warning in told)
-    found.adapter, found.universal, found.insertion = adapter.name, adapter.target is None, adapter.insertion.name
-    found.metrics = dict(adapter.metrics)
-    present = attachments(inside)
-    found.collisions = tuple(label for label, _ in plan.collisions(inside, clone, present))
+def _examine(model: nn.Module, clone: Clone, result: Compatibility) -> None:
+    """Plan as ``attach`` does; ``result`` holds what has been settled when an error ends it."""
+    target = Target(model)
+    result.others = target.reasons(clone)
+    plan = target.plan(clone)
+    adapter = plan.adapter
+    del result.others[adapter.name]
+    result.adapter, result.universal, result.insertion = adapter.name, adapter.target is None, adapter.insertion.name
+    result.metrics, result.warnings, result.collisions = dict(adapter.metrics), plan.warnings, tuple(plan.collisions)
     try:
-        plan.check_labels(inside, clone, present)
+        plan.refuse_collisions()
     except ClassCollisionError as error:  # one that may be allowed: the rest is of interest all the same
-        found.problem = error
+        result.problem = error
     with ThreadPoolExecutor(1) as pool:  # inference mode and the like are the caller's alone
-        pool.submit(_measure, inside, clone, adapter, found).result()
+        pool.submit(_measure, plan, clone, result).result()
 
 
-def _measure(model: nn.Module, clone: Clone, adapter: AdapterConfig, found: Compatibility) -> None:
+def _measure(plan: Plan, clone: Clone, result: Compatibility) -> None:
     """Put the clone together from headers, and count."""
-    given = Preprocess.of(model)
-    outline = clone.outline(adapter, given)
-    module, gate = outline.module, outline.gate
+    outline = clone.outline(plan.adapter, plan.given)
     if not outline.download:  # numbers that are here may be beyond the model's precision
-        module.to(plan.reference(model, adapter).dtype)
-    module = module.to("meta", torch.float32)
-    image = torch.empty(1, *given.input_size, device="meta")
-    at_input = adapter.insertion.name == INPUT
-    found.bytes, found.download = outline.bytes, outline.download
-    found.parameters = sum(parameter.numel() for part in (module, gate) for parameter in part.parameters())
-    found.macs = macs(module, image if at_input else empty(adapter.insertion, device="meta"))
-
-
-def _why_not(model: nn.Module, clone: Clone, adapter: AdapterConfig, digests: dict[str, bytes]) -> str:
-    """What would be said if the clone had no other adapter."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            plan.choose_adapter(model, clone, "error", [adapter], digests)
-    except PncHubError as error:
-        return str(error)
-    return "it would fit too; the one that is used comes first"
+        outline.module.to(plan.dtype)
+    module, insertion = outline.module.to("meta", torch.float32), plan.adapter.insertion
+    image = torch.empty(1, *plan.given.input_size, device="meta")
+    result.bytes, result.download = outline.bytes, outline.download
+    result.parameters = sum(parameter.numel() for part in (module, outline.gate) for parameter in part.parameters())
+    result.macs = macs(module, image if insertion.name == INPUT else empty(insertion, device="meta"))

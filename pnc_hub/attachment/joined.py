@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from pnc_hub import fusion
 from pnc_hub.artifact import files
 from pnc_hub.errors import InsertionPointError
+from pnc_hub.hub.clone import Clone
 from pnc_hub.models.insertion import INPUT
 from pnc_hub.models.tensors import tensors_of
 from pnc_hub.module import CloneModule, Gate
 
 if TYPE_CHECKING:
     from pnc_hub.artifact.config import AdapterConfig
-    from pnc_hub.hub.clone import Clone
     from pnc_hub.models.preprocess import Preprocess
 
 
@@ -94,8 +94,6 @@ class JoinedClone:
 
     def learned(self) -> Clone:
         """A clone with the weights as they are now, and a probe that expects them; what was measured before is left out."""
-        from pnc_hub.hub.clone import Clone
-
         module, gate = self._parts[:2]
         own: dict[str, nn.Module] = {"gate": gate}
         if self.adapter.insertion.name != INPUT:

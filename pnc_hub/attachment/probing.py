@@ -15,8 +15,8 @@ from pnc_hub.models.insertion import INPUT
 
 if TYPE_CHECKING:
     from pnc_hub.artifact.config import AdapterConfig
+    from pnc_hub.artifact.contents import Contents
     from pnc_hub.attachment.joined import JoinedClone
-    from pnc_hub.hub.clone import Clone
 
 
 # Relative error of the target's feature beyond which its weights or its structure are others; by size of its dtype.
@@ -24,18 +24,18 @@ FEATURE_TOLERANCE = {8: 1e-3, 4: 1e-3, 2: 0.1}
 
 
 @torch.inference_mode()
-def feature_error(model: nn.Module, clone: Clone, adapter: AdapterConfig, size: tuple[int, ...]) -> float:
+def feature_error(model: nn.Module, contents: Contents, adapter: AdapterConfig, size: tuple[int, ...]) -> float:
     """Relative error of the target's feature on the probe; 0 for an adapter at the input, which reads no feature.
 
     Args:
         model: the target in eval mode.
-        clone: the clone.
+        contents: the clone.
         adapter: one of its adapters, made for a target.
         size: (C, H, W) of the target's images.
     """
     if adapter.insertion.name == INPUT:
         return 0.0
-    shipped, name = clone.probe(adapter), adapter.insertion.name
+    shipped, name = contents.probe(adapter), adapter.insertion.name
     if shipped["image"].shape[1] != size[0]:
         return float("inf")
     image = enlarge(shipped["image"], size).to(next(model.parameters(), torch.zeros(())))

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from pnc_hub.artifact import files
-from pnc_hub.attachment import plan
+from pnc_hub.attachment.target import check_target, unwrapped
 from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.images.batches import PARTS, Batches
 from pnc_hub.cloning.images.classes import covers, relabel_target
@@ -112,8 +112,8 @@ def port(
     )
     clone = open_clone(clone)
     target, target_id, _ = named_model(target, target_id, None, TargetError)
-    target = plan.unwrapped(target)
-    plan.check_target(target)
+    target = unwrapped(target)
+    check_target(target)
     _check_new(clone, target)
     with session.running("port", total=4) as bar, torch.no_grad():
         recalled = Recalled(clone, target, session.accelerator.device)
