@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,50 +25,17 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pnc_hub.attachment.images import check_images, check_proportions, shape
+from pnc_hub.attachment.passes import Member, Members, Pass, ThisThread
 from pnc_hub.attachment.standin import ATTRIBUTE, StandIn
 from pnc_hub.attachment.width import Width
 from pnc_hub.errors import TargetError
-from pnc_hub.models.insertion import INPUT, InsertionPoint
+from pnc_hub.models.insertion import INPUT
 
 # In the order in which they are replaced: a call under way that has passed the last has no use for those before it.
 METHODS = ("forward_head", "forward_features", "forward")
 _CALL = nn.Module._call_impl.__code__
 _LOCK = threading.RLock()
 _NUMBERS = count()
-
-
-class Member(Protocol):
-    """What hears a model."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the columns that it adds."""
-
-    @property
-    def insertion(self) -> InsertionPoint:
-        """Where it reads the model."""
-
-    def __call__(self, feature: Tensor, target_logits: Tensor) -> Tensor:
-        """Logits [B, K] of the feature at its insertion point, given the model's own logits [B, T]."""
-
-
-Members = tuple[Member, ...]
-
-
-class Pass:
-    """One forward pass: who takes part, what was read for them, and whether one of the model's two steps is under way."""
-
-    def __init__(self, members: Members, in_step: bool = False) -> None:
-        """Nothing has been read yet."""
-        self.members, self.in_step = members, in_step
-        self.features: dict[str, Tensor] = {}
-
-
-class _Thread(threading.local):
-    """The pass that a thread is in, as an item of a dictionary: torch.compile loses changes to attributes."""
-
-    def __init__(self) -> None:
-        self.state: dict[str, Pass | None] = {"pass": None}
 
 
 class Hooks:
@@ -83,13 +50,13 @@ class Hooks:
         self._captures: dict[str, RemovableHandle] = {}
         self.replaced: dict[str, Callable[..., Any]] = {}  # what somebody had put on the instance
         self._image_names = {method: _first_argument(model, method) for method in METHODS}
-        self._thread, self._between = _Thread(), WeakTensorKeyDictionary()
+        self._thread, self._between = ThisThread(), WeakTensorKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_thread": None, "_between": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _thread=_Thread(), _between=WeakTensorKeyDictionary())
+        self.__dict__.update(state, _thread=ThisThread(), _between=WeakTensorKeyDictionary())
 
     @property
     def active(self) -> Members:
@@ -122,8 +89,8 @@ class Hooks:
         """Take ``member`` out; with the last one the model is what it was."""
         with _LOCK:
             self.members = tuple(other for other in self.members if other is not member)
-            for features, (members, _) in list(self._between.items()):
-                if member in members:
+            for features, before in list(self._between.items()):
+                if member in before.members:
                     self._between.pop(features, None)
             for name in self._captures.keys() - {other.insertion.name for other in self.members}:
                 self._captures.pop(name).remove()
@@ -151,51 +118,37 @@ class Hooks:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own logits [B, T], then those of each clone: [B, T + K]."""
-        members, outer = self.active, self._thread.state["pass"]
-        if not members:
-            return self._run("forward", args, kwargs)
-        now = self._thread.state["pass"] = Pass(members)
-        try:
-            self._look("forward", args, kwargs, now)
-            output = self._run("forward", args, kwargs)
-        finally:
-            self._thread.state["pass"] = outer
-        return self._extended(output, now)
+        now = Pass(self.active)
+        return self._extended(self._run_in(now, "forward", args, kwargs), now)
 
     def forward_features(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own; what the clones have read is kept for ``forward_head`` while its result lives."""
-        members, outer = self.active, self._thread.state["pass"]
-        if _is_part_of(outer) or not members:
-            return self._step("forward_features", args, kwargs, outer)
-        now = self._thread.state["pass"] = Pass(members)
-        try:
-            self._look("forward_features", args, kwargs, now)
-            output = self._step("forward_features", args, kwargs, now)
-        finally:
-            self._thread.state["pass"] = outer
+        around = self._around
+        if around is not None:
+            return self._run_in_step(around, "forward_features", args, kwargs)
+        now = Pass(self.active, in_step=True)
+        output = self._run_in(now, "forward_features", args, kwargs)
         tensor = _first_tensor(output)
-        if tensor is not None:
-            self._between[tensor] = members, now.features
+        if now.members and tensor is not None:
+            self._between[tensor] = now
         return output
 
     def forward_head(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own logits, then those of the clones that heard ``forward_features``."""
-        members, outer = self.active, self._thread.state["pass"]
-        if _is_part_of(outer) or not members:
-            return self._step("forward_head", args, kwargs, outer)
+        around = self._around
+        if around is not None:
+            return self._run_in_step(around, "forward_head", args, kwargs)
         tensor = _first_tensor(args[0] if args else kwargs.get(self._image_names["forward_head"]))
-        heard, features = (self._between.get(tensor) if tensor is not None else None) or ((), {})
-        now = self._thread.state["pass"] = Pass(heard)
-        now.features.update(features)
-        try:
-            output = self._step("forward_head", args, kwargs, now)
-        finally:
-            self._thread.state["pass"] = outer
-        if kwargs.get("pre_logits") or (len(args) > 1 and args[1]):
+        before = self._between.get(tensor) if tensor is not None else None
+        now = Pass(before.members if before else (), in_step=True)
+        now.features.update(before.features if before else {})
+        output = self._run_in(now, "forward_head", args, kwargs)
+        members = self.active
+        if not members or kwargs.get("pre_logits") or (len(args) > 1 and args[1]):
             return output
-        if not heard and self._is_within_forward():  # of a call that began before there were clones
+        if before is None and self._is_within_forward():  # of a call that began before there were clones
             return output
-        if heard != members:
+        if now.members != members:
             raise TargetError(
                 f"forward_head of this {type(self.model).__name__} got features that its forward_features did not return"
                 " with the clones that are attached now, so there is something missing to read: run forward_features"
@@ -205,7 +158,7 @@ class Hooks:
 
     def hear(self, name: str, output: Any) -> None:
         """Called with what passes the insertion point ``name``."""
-        now = self._thread.state["pass"]
+        now = self._thread.now["pass"]
         if now is not None and any(member.insertion.name == name for member in now.members):
             if not isinstance(output, Tensor):
                 raise TargetError(f"{name!r} gives {shape(output)}, and a clone reads a tensor; detach the clone")
@@ -217,26 +170,38 @@ class Hooks:
             return self.replaced[method](*args, **kwargs)
         return getattr(type(self.model), method)(self.model, *args, **kwargs)
 
-    def _step(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], now: Pass | None) -> Any:
-        """The same as a part of the pass ``now``: a step that is run within it is somebody else's, such as a hook's."""
-        if now is None:
+    def _run_in(self, now: Pass, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same as the pass ``now``. However it ends, the thread is in the pass that it was in before."""
+        outer, self._thread.now["pass"] = self._thread.now["pass"], now
+        try:
+            if now.members and method != "forward_head":
+                self._look(args[0] if args else kwargs.get(self._image_names[method]), now)
             return self._run(method, args, kwargs)
-        before, now.in_step = now.in_step, True
+        finally:
+            self._thread.now["pass"] = outer
+
+    @property
+    def _around(self) -> Pass | None:
+        """The pass that a step which is called now is a part of."""
+        now = self._thread.now["pass"]
+        return None if now is None or now.in_step else now
+
+    def _run_in_step(self, around: Pass, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same as a step of the pass ``around``."""
+        around.in_step = True
         try:
             return self._run(method, args, kwargs)
         finally:
-            now.in_step = before
+            around.in_step = False
 
-    def _look(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], now: Pass) -> None:
-        """Check the images that ``method`` is given, and let the clones at the input hear them."""
-        images = args[0] if args else kwargs.get(self._image_names[method])
-        if images is None:
-            return
+    def _look(self, images: Any, now: Pass) -> None:
+        """Check the images, and let the clones at the input hear them."""
         if isinstance(images, Tensor):
             check_images(images, self.size[0])
             for member in now.members:
                 check_proportions(images, member.insertion, self.size)
-        self.hear(INPUT, images)
+        if images is not None:
+            self.hear(INPUT, images)
 
     def _extended(self, output: Any, now: Pass) -> Any:
         """``output`` [B, T] of the model with the logits of each clone behind: [B, T + K]."""
@@ -318,11 +283,6 @@ def add(model: nn.Module, member: Member, size: tuple[int, int, int]) -> None:
     """Let ``member`` hear ``model``, whose images are of ``size`` (C, H, W)."""
     with _LOCK:
         (hooks_of(model) or Hooks(model, size)).add(member)
-
-
-def _is_part_of(now: Pass | None) -> bool:
-    """Whether a step that is called now is a part of the pass ``now``."""
-    return now is not None and not now.in_step
 
 
 def _first_argument(model: nn.Module, method: str) -> str:

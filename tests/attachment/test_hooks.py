@@ -147,6 +147,24 @@ def test_features_are_read_before_a_later_layer_overwrites_them(joined):
     torch.testing.assert_close(found, expected)
 
 
+def test_a_hook_that_asks_the_model_without_its_clones(joined):
+    """As a teacher of itself does: what is read for that answer is not read for the pass that it is asked in."""
+    model, attachment = joined
+    expected, answers = model(images()), []
+    alone = expected[:, : attachment.logit_slice.start]
+
+    def ask(*_):
+        if not answers:
+            answers.append(None)
+            with attachment.disabled():
+                answers[0] = model(images(seed=1)), model.forward_head(model.forward_features(images()))
+
+    with model.get_classifier().register_forward_pre_hook(ask):
+        assert torch.equal(model(images()), expected)
+    assert answers[0][0].shape == alone.shape
+    assert torch.equal(answers[0][1], alone)
+
+
 def test_clones_at_one_point_share_a_hook_that_goes_with_the_last(pair):
     model, clone = pair
     first = pnc_hub.attach(model, clone)
