@@ -8,7 +8,7 @@ found to be exactly those expected. All of it is in float32, whatever the proces
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +21,14 @@ from pnc_hub.models.tensors import tensors_of
 
 
 class Adapter(nn.Module):
-    """A convolution from a target's feature to the feature that the source's tail expects; 1 x 1, a linear map at each place.
+    """A convolution from the target's feature to the feature that the source's tail expects.
 
-    Features of any layout are brought to [B, C, H, W], resized to the source's grid, mapped, and put into the source's
-    layout. Class tokens of the source come from a second linear map of the image's mean feature.
+    Features of any layout are brought to [B, C, H, W], resized to the source's grid, convolved, and put into the source's
+    layout. Class tokens of the source come from a linear map of the image's mean feature.
     """
 
     def __init__(self, target: InsertionPoint, source: InsertionPoint, kernel: int = 1, device: Any = None) -> None:
-        """Maps features at ``target`` to features at ``source``, ``kernel`` (odd) places wide; weights are uninitialised."""
+        """From ``target`` to ``source`` with a ``kernel`` of that width (odd; 1 is a linear map); weights are uninitialised."""
         super().__init__()
         self.target, self.source, self.kernel = target, source, kernel
         kind = {"device": device, "dtype": torch.float32}
@@ -43,8 +43,8 @@ class Adapter(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Target layout -> source layout, batch first."""
         maps = resize(to_maps(feature, self.target), self.source.grid)
-        last = maps.permute(0, 2, 3, 1)  # channels last, as a linear layer wants them
-        mapped: Tensor = self.map(last) if self.kernel == 1 else self.map(maps).permute(0, 2, 3, 1)
+        channels_last = maps.permute(0, 2, 3, 1)
+        mapped: Tensor = self.map(channels_last) if self.kernel == 1 else self.map(maps).permute(0, 2, 3, 1)
         if self.source.layout == "NHWC":
             return mapped
         if self.source.layout == "NC":
@@ -54,7 +54,7 @@ class Adapter(nn.Module):
         tokens = mapped.flatten(1, 2)
         if self.prefix is None:
             return tokens
-        prefix = self.prefix(last.mean((1, 2))).unflatten(1, (self.source.prefix_tokens, self.source.channels))
+        prefix = self.prefix(channels_last.mean((1, 2))).unflatten(1, (self.source.prefix_tokens, self.source.channels))
         return torch.cat([prefix, tokens], 1)
 
 
@@ -71,26 +71,40 @@ class _Converted(nn.Module):
         return self
 
 
+class Answer(NamedTuple):
+    """What a clone makes of a feature.
+
+    Attributes:
+        logits: [B, K] of the cloned classes.
+        reject: [B] how much the image is of something else.
+        penultimate: [B, C] the feature that both were computed from; the gate reads it too.
+    """
+
+    logits: Tensor
+    reject: Tensor
+    penultimate: Tensor
+
+
 class CloneModule(_Converted):
-    """Feature at the insertion point -> (clone logits, reject logit, features of the gate)."""
+    """Adapter, tail and head: feature at the insertion point -> ``Answer``."""
 
     def __init__(self, adapter: nn.Module, tail: nn.Module, head: nn.Linear) -> None:
-        """``head`` has a row per cloned class and, last, the reject logit: how much the image is of something else."""
+        """``head`` has a row per cloned class and, last, one for the reject logit."""
         super().__init__()
         self.adapter, self.tail, self.head = adapter, tail, head
 
-    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns ([B, K], [B], [B, C]): the penultimate feature comes last."""
+    def forward(self, feature: Tensor) -> Answer:
+        """The answer to a feature at the insertion point, in the target's layout."""
         return self.answer(self.tail(self.adapter(feature)))
 
-    def answer(self, penultimate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of the penultimate feature [B, C]."""
+    def answer(self, penultimate: Tensor) -> Answer:
+        """The answer that the head gives to the tail's output [B, C]."""
         logits = self.head(penultimate)
-        return logits[:, :-1], logits[:, -1], penultimate
+        return Answer(logits[:, :-1], logits[:, -1], penultimate)
 
 
 class Gate(_Converted):
-    """A linear gate on scalars of both heads and on the module's penultimate features, minus a calibrated offset."""
+    """A linear gate on ``fusion.SCALARS`` of both heads and on the penultimate feature, minus a calibrated offset."""
 
     def __init__(self, features: int, device: Any = None) -> None:
         """``features`` is the width of the module's penultimate feature; everything starts at zero."""

@@ -40,7 +40,7 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
     Raises:
         MalformedArtifactError: the configuration describes nothing that can be built.
     """
-    source = _source(config)
+    source = rebuilt(config)
     branch = _branch(config, source)
     head = cast(nn.Linear, branch["head"])
     gate = Gate(head.in_features, device="meta")
@@ -62,8 +62,36 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
     return module.requires_grad_(False).eval(), gate.requires_grad_(False).eval()
 
 
+def rebuilt(config: CloneConfig) -> Architecture:
+    """The source's architecture, which is known to have the cut.
+
+    Raises:
+        MalformedArtifactError: this timm has no such architecture, or cannot build it as the configuration says.
+    """
+    from timm.models import is_model
+
+    named = config.source
+    if not is_model(named.architecture):
+        raise MalformedArtifactError(
+            f"its source is a {named.architecture!r}, which this timm does not have; upgrade timm, or import the"
+            " package that registers it",
+            file=files.CONFIG,
+        )
+    arguments = named.arguments()
+    try:
+        source = Architecture.of(named.architecture, arguments, config.preprocess.input_size)
+        source.point(config.cut)
+    except Exception as error:  # arguments that do not go together fail in as many ways as timm has constructors
+        raise MalformedArtifactError(
+            f"its source {named.architecture!r} with {named.model_args!s:.200} cannot be rebuilt and cut"
+            f" ({error!s:.500})",
+            file=files.CONFIG,
+        ) from error
+    return source
+
+
 def _check_numbers(module: CloneModule, point: InsertionPoint) -> None:
-    """What is finite and of the right shape and can not be true all the same: a negative variance, an index out of range."""
+    """What is finite and of the right shape and cannot be true all the same: a negative variance, an index out of range."""
     tensors = tensors_of(module)
     for name, tensor in tensors.items():
         if name.endswith("running_var") and bool(tensor.lt(0).any()):
@@ -87,31 +115,8 @@ def _fill(module: nn.ModuleDict, file: str, read: Read) -> None:
     put_tensors(module, read(file, files.specs(tensors_of(module).items())))
 
 
-def _source(config: CloneConfig) -> Architecture:
-    from timm.models import is_model
-
-    named = config.source
-    if not is_model(named.architecture):
-        raise MalformedArtifactError(
-            f"its source is a {named.architecture!r}, which this timm does not have; upgrade timm, or import the"
-            " package that registers it",
-            file=files.CONFIG,
-        )
-    arguments = named.arguments()
-    try:
-        source = Architecture.of(named.architecture, arguments, config.preprocess.input_size)
-        source.point(config.cut)
-    except Exception as error:  # arguments that do not go together fail in as many ways as timm has constructors
-        raise MalformedArtifactError(
-            f"its source {named.architecture!r} with {named.model_args!s:.200} can not be rebuilt and cut"
-            f" ({error!s:.500})",
-            file=files.CONFIG,
-        ) from error
-    return source
-
-
 def _branch(config: CloneConfig, source: Architecture) -> nn.ModuleDict:
-    """{tail, head} on the meta device, with the shapes that the configuration records, found to run."""
+    """{tail, head} on the meta device, with the shapes that the configuration records; they have run once."""
     if max(entry.source_index for entry in config.classes) >= source.num_classes:
         raise MalformedArtifactError(
             f"a source_index is beyond the source's {source.num_classes} classes", file=files.CONFIG
@@ -131,7 +136,7 @@ def _branch(config: CloneConfig, source: Architecture) -> nn.ModuleDict:
 def _try(module: nn.Module, point: InsertionPoint, what: str, source: Architecture, *described: Any) -> None:
     """One pass without weights or memory: shapes that do not fit together show before anything is read.
 
-    ``described`` tells all that ``module`` was made of; ``source`` remembers what has passed, which can not fail again.
+    ``described`` is all that ``module`` was made of; ``source`` remembers what has passed, which cannot fail again.
     """
     digest = hashlib.sha256(repr((point, described)).encode()).digest()
     if digest in source.passed:

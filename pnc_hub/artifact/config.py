@@ -240,36 +240,36 @@ class CloneConfig:
 def seal(values: dict[str, Any]) -> dict[str, Any]:
     """The configuration ``values`` with, among its ``files``, the sha256 of everything else that it says.
 
-    It is that of the values, however they are written. It tells damage, not malice: who changes a configuration on purpose
-    can seal it again, and only a commit's sha or a lock file tells that.
+    It depends on the values alone, however they are written. It shows damage, not malice: anyone who changes a configuration
+    on purpose can seal it again; what shows that is a commit's sha, or a lock file.
     """
     others = {name: digest for name, digest in values["files"].items() if name != files.CONFIG}
     text = json.dumps({**values, "files": others}, sort_keys=True, separators=(",", ":"))
     return {**values, "files": {files.CONFIG: hashlib.sha256(text.encode()).hexdigest(), **others}}
 
 
-def _parse(kind: Any, value: Any, place: str) -> Any:
+def _parse(kind: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         inner = [option for option in typing.get_args(kind) if option is not type(None)]
-        return None if value is None else _parse(inner[0], value, place)
+        return None if value is None else _parse(inner[0], value, path)
     if origin is tuple and isinstance(value, list):
         return tuple(value)
     if origin is list and is_dataclass(typing.get_args(kind)[0]):
         if not isinstance(value, list):
-            raise TypeError(f"{place} is a {type(value).__name__} instead of a list")
-        return [_parse(typing.get_args(kind)[0], item, f"{place}[{i}]") for i, item in enumerate(value)]
+            raise TypeError(f"{path} is a {type(value).__name__} instead of a list")
+        return [_parse(typing.get_args(kind)[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
     if not is_dataclass(kind):
         return value
     if not isinstance(value, dict):
-        raise TypeError(f"{place} is a {type(value).__name__} instead of an object")
+        raise TypeError(f"{path} is a {type(value).__name__} instead of an object")
     names = {entry.name for entry in fields(kind)}
     if set(value) != names:
         missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
-        raise ValueError(f"{place} misses {missing} and has unknown {unknown!r:.200}")
+        raise ValueError(f"{path} misses {missing} and has unknown {unknown!r:.200}")
     hints = typing.get_type_hints(kind)
     made: Any = kind
-    return made(**{name: _parse(hints[name], value[name], f"{place}.{name}") for name in names})
+    return made(**{name: _parse(hints[name], value[name], f"{path}.{name}") for name in names})
 
 
 def _as_json(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -202,7 +202,7 @@ class Contents:
 
     def _answer(self, adapter: AdapterConfig, shipped: dict[str, Tensor]) -> Tensor:
         module, _ = self.build(adapter, self.config.preprocess)
-        logits: Tensor = module(shipped["feature"])[0]
+        logits: Tensor = module(shipped["feature"]).logits
         return logits
 
     def read(self, file: str, expected: dict[str, files.TensorSpec]) -> dict[str, Tensor]:

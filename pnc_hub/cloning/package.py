@@ -180,7 +180,7 @@ def _probe(clone: Clone, adapter: AdapterConfig, reader: Reader, module: CloneMo
     image = probe.pattern(2, size[0])
     feature = reader(probe.enlarge(image, size).to(next(reader.model.parameters()).device), [point])[1][point].cpu()
     logits = clone.build(adapter, clone.config.preprocess)[0](feature)[0]
-    if module is not None and not _close(logits, module(feature)[0]):
+    if module is not None and not _close(logits, module(feature).logits):
         raise SourceError("the pruned tail can not be rebuilt from its configuration; please report this architecture")
     found = {"image": image, "feature": feature, "logits": logits}
     return {f"{adapter.name}/{name}": value.clone() for name, value in found.items()}

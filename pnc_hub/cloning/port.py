@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from pnc_hub.artifact import files
+from pnc_hub.artifact.assembly import rebuilt
 from pnc_hub.attachment.target import check_target, unwrapped
 from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.images.batches import PARTS, Batches
@@ -35,7 +36,6 @@ from pnc_hub.cloning.search.select import search_pairs
 from pnc_hub.cloning.session import MAX_REPORT_IMAGES, Session
 from pnc_hub.errors import DataError, SourceError, TargetError
 from pnc_hub.hub.clone import Clone, open_clone
-from pnc_hub.models.architecture import Architecture
 from pnc_hub.models.fingerprint import matches
 from pnc_hub.models.insertion import InsertionPoint
 from pnc_hub.module import CloneModule
@@ -160,9 +160,7 @@ class Recalled:
         universal = next(adapter for adapter in config.adapters if adapter.target is None)
         module, gate = clone.build(universal, self.target.preprocess)
         self.module, self.gate = module.to(device), gate.to(device)
-        named = config.source
-        size = config.preprocess.input_size
-        source = Architecture.of(named.architecture, named.arguments(), size)
+        source = rebuilt(config)
         self.cut = source.point(config.cut)
         self.odds = (source.num_classes - len(clone.labels)) / len(clone.labels)
 
@@ -275,7 +273,7 @@ def _agreement(learned: Learned, recalled: Recalled, batches: Batches) -> float:
     module, point = learned.module.to(recalled.device), learned.insertion.name
 
     def answers(images: Tensor) -> dict[str, Tensor]:
-        return {"logits": module(recalled.target.feature(images, point))[0]}
+        return {"logits": module(recalled.target.feature(images, point)).logits}
 
     given = gather(answers, batches.sides("report", MAX_REPORT_IMAGES)[0])
     return accuracy(given["logits"], given["labels"])

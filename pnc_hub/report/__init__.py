@@ -26,7 +26,7 @@ class Report:
             prediction left the target), ``missed`` (images of the cloned classes whose prediction did not), ``ece`` (expected
             calibration error of the joint answer, 15 bins, over the images of both sides; ``ece_alone`` that of the target
             alone on its own), ``auroc`` (gate; ``auroc_stitched`` and ``auroc_pruned`` are those before refinement,
-            on a few hundred of the images that the place was chosen by), ``kl`` (locality, nats), ``target_alone``,
+            on a few hundred of the images that the insertion point was chosen by), ``kl`` (locality, nats), ``target_alone``,
             ``source_alone`` (among the cloned classes), ``source_alone_among_all``, ``kept_parameters``,
             ``source_parameters``, ``bytes``, ``trunk_bytes``, ``seconds``, ``insertion``, ``cut``, ``match`` (of the closed
             form, before pruning), ``regime``, ``images``, ``restored``, ``macs``, ``locality_budget``, ``held_out.new`` and
@@ -87,5 +87,5 @@ class Report:
 def _lines(metrics: dict[str, Any], rows: tuple[tuple[str, str, str], ...]) -> list[str]:
     new, old = number(metrics, "held_out.new"), number(metrics, "held_out.old")
     more = "" if old is None else f" and {old:,.0f} of {others(metrics)}"
-    told = [] if new is None else [f"  measured on {new:,.0f} image{'s' if new != 1 else ''} of new{more} classes"]
-    return told + aligned((text, shown(metrics.get(name), kind)) for name, text, kind in rows_of(metrics, rows))
+    heading = [] if new is None else [f"  measured on {new:,.0f} image{'s' if new != 1 else ''} of new{more} classes"]
+    return heading + aligned((text, shown(metrics.get(name), kind)) for name, text, kind in rows_of(metrics, rows))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pnc_hub.report import plots, theme
 from pnc_hub.report.layers import kept_layers
-from pnc_hub.report.rows import number, others
+from pnc_hub.report.rows import number, others, shown
 from pnc_hub.report.series import Confusion, Curve, Histogram, Reliability, Row
 
 if TYPE_CHECKING:
@@ -70,14 +70,14 @@ def can_draw() -> bool:
 def drawings(config: CloneConfig) -> list[Drawing]:
     """What there is to be drawn of a clone; none of it is drawn yet."""
     first = config.adapters[0]
-    found = [
+    possible = [
         _accuracy(first.metrics, len(config.labels)),
         *(drawing for adapter in config.adapters for drawing in (_insertion(adapter), _gate(adapter))),
         _confusion(first, config.labels),
         _reliability(first),
         _kept(config),
     ]
-    return [drawing for drawing in found if drawing is not None]
+    return [drawing for drawing in possible if drawing is not None]
 
 
 def _accuracy(metrics: Mapping[str, Any], count: int) -> Drawing | None:
@@ -143,7 +143,7 @@ def _gate(adapter: AdapterConfig) -> Drawing | None:
         return None
     budget, other = number(adapter.metrics, "locality_budget"), others(adapter.metrics)
     crossed = [number(adapter.metrics, "missed"), number(adapter.metrics, "diverted")]
-    told = [
+    sides = [
         f"{_percent(share)} of the {side} images are on the wrong side"
         for share, side in zip(crossed, ("new", other), strict=True)
         if share is not None
@@ -168,7 +168,7 @@ def _gate(adapter: AdapterConfig) -> Drawing | None:
         f"gate-{adapter.name}",
         f"The gate of {adapter.name}",
         f"Histogram of the gate of {adapter.name}. "
-        + ", ".join(told or [f"{other.capitalize()} and new images by log-odds"]),
+        + ", ".join(sides or [f"{other.capitalize()} and new images by log-odds"]),
         "How far the best new class is ahead of the best old one. Right of the threshold the answer is a new class. "
         + chosen
         + " The outermost bars hold what lies beyond them too.",
@@ -184,24 +184,26 @@ def _gate(adapter: AdapterConfig) -> Drawing | None:
 
 
 def _confusion(adapter: AdapterConfig, labels: tuple[str, ...]) -> Drawing | None:
-    found = Confusion.of(adapter.metrics, adapter.series, len(labels))
-    if found is None:
+    confusion = Confusion.of(adapter.metrics, adapter.series, len(labels))
+    if confusion is None:
         return None
     other = others(adapter.metrics)
-    sides = [(f"images of {other} classes", found.old), ("images of new classes", found.new)]
-    rows = [_confused(label, row) for label, row in (*sides, *((labels[at], row) for at, row in found.classes)) if row]
-    pairs = [(f"{labels[new]} taken for the target's class {old}", count) for new, old, count in found.new_to_old]
-    pairs += [(f"the target's class {old} taken for {labels[new]}", count) for old, new, count in found.old_to_new]
+    sides = [(f"images of {other} classes", confusion.old), ("images of new classes", confusion.new)]
+    rows = [
+        _confused(label, row) for label, row in (*sides, *((labels[at], row) for at, row in confusion.classes)) if row
+    ]
+    pairs = [(f"{labels[new]} taken for the target's class {old}", count) for new, old, count in confusion.new_to_old]
+    pairs += [(f"the target's class {old} taken for {labels[new]}", count) for old, new, count in confusion.old_to_new]
     rows += [(label, "", "", f"{count} image{'s'[: count > 1]}") for label, count in pairs]
-    kept = f" {_percent(found.old.crossed)} of {other} images get a new class." if found.old else ""
+    kept = f" {_percent(confusion.old.crossed)} of {other} images get a new class." if confusion.old else ""
     return Drawing(
         "confusion",
         f"{other.capitalize()} and new classes side by side",
-        f"{_percent(found.new.right)} of the images of new classes are right, {_percent(found.new.crossed)} get an old class."
-        + kept,
+        f"{_percent(confusion.new.right)} of the images of new classes are right,"
+        f" {_percent(confusion.new.crossed)} get an old class.{kept}",
         "Where held-out images end up when all classes are answered together. Single classes are those of the clone that do"
         " worst.",
-        partial(plots.confusion, found, labels, other),
+        partial(plots.confusion, confusion, labels, other),
         ("images of", "right", "another of the same side", "one of the other side"),
         tuple(rows),
     )
@@ -217,22 +219,22 @@ def _confused(label: str, row: Row) -> tuple[str, ...]:
 
 
 def _reliability(adapter: AdapterConfig) -> Drawing | None:
-    found = Reliability.of(adapter.series, number(adapter.metrics, "ece"))
-    if found is None:
+    measured = Reliability.of(adapter.series, number(adapter.metrics, "ece"))
+    if measured is None:
         return None
-    error = "" if found.ece is None else f"Expected calibration error {found.ece:.3f}. "
-    edges = [100 * place / len(found.bins) for place in range(len(found.bins) + 1)]
+    error = "" if measured.ece is None else f"Expected calibration error {measured.ece:.3f}. "
+    edges = [100 * bin_ / len(measured.bins) for bin_ in range(len(measured.bins) + 1)]
     return Drawing(
         "reliability",
         "How sure, and how right",
         f"Reliability diagram of the joint answer over old and new classes. {error}".strip(),
         f"Bars that end on the dashed line are as often right as the answer says. {error}Lower: the answer is too sure; higher:"
         " not sure enough.",
-        partial(plots.reliability, found),
+        partial(plots.reliability, measured),
         ("confidence", "right", "images"),
         tuple(
-            (f"{edges[place]:.0f} to {edges[place + 1]:.0f} %", _percent(right), f"{images:,}")
-            for place, (images, right) in enumerate(found.bins)
+            (f"{edges[bin_]:.0f} to {edges[bin_ + 1]:.0f} %", _percent(right), f"{images:,}")
+            for bin_, (images, right) in enumerate(measured.bins)
             if images
         ),
     )
@@ -255,5 +257,4 @@ def _kept(config: CloneConfig) -> Drawing | None:
     )
 
 
-def _percent(share: float | None) -> str:
-    return "not known" if share is None else f"{100 * share:.1f} %"
+_percent = partial(shown, kind="percent")

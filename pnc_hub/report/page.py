@@ -13,7 +13,7 @@ from pnc_hub.report.rows import PORTED_ROWS, ROWS, number, others, rows_of, show
 if TYPE_CHECKING:
     from jinja2 import Template
 
-# What ``theme.COLOURS`` are by night.
+# The same names as ``theme.COLOURS``, for a dark page.
 NIGHT = {
     "ink": "#e9eef4",
     "muted": "#a7b3c0",
@@ -52,7 +52,7 @@ def render(report: Report) -> str:
         others=others(report.metrics),
         drawings=drawings,
         drawn=drawn,
-        photos=[(title, found) for title, found in photos if found],
+        photos=[(title, shown_photos) for title, shown_photos in photos if shown_photos],
         rows=_rows(report.metrics, ROWS),
         ported={name: _rows(metrics, PORTED_ROWS) for name, metrics in report.ported.items()},
         regime=report.metrics.get("regime"),

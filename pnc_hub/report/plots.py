@@ -1,4 +1,4 @@
-"""The figures themselves, one function each, drawn with matplotlib from what ``series`` and ``layers`` found."""
+"""The figures themselves, one function each, drawn with matplotlib from what ``series`` and ``layers`` hold."""
 
 from __future__ import annotations
 
@@ -83,22 +83,22 @@ def kept(layers: Mapping[str, tuple[int, int]]) -> Figure:
     return figure
 
 
-def confusion(found: Confusion, labels: Sequence[str], others: str) -> Figure:
+def confusion(measured: Confusion, labels: Sequence[str], others: str) -> Figure:
     """For images of old or other classes, of new ones, and of those that do worst: right, another class, the other side."""
-    rows = [(f"{others} classes", found.old), ("new classes", found.new)]
-    rows += [(_named(labels[at], at), row) for at, row in found.classes]
-    known = [(label, row) for label, row in rows if row is not None]
-    figure, plot = axes(1.2 * _LINE * len(known), [label for label, _ in known], _LEGEND)
-    left = [0.0] * len(known)
+    rows = [(f"{others} classes", measured.old), ("new classes", measured.new)]
+    rows += [(_named(labels[at], at), row) for at, row in measured.classes]
+    shown = [(label, row) for label, row in rows if row is not None]
+    figure, plot = axes(1.2 * _LINE * len(shown), [label for label, _ in shown], _LEGEND)
+    left = [0.0] * len(shown)
     for label, colour, values in (
-        ("right", "new", [100 * (row.right or 0.0) for _, row in known]),
-        ("another of the same side", "old", [100 * row.stayed for _, row in known]),
-        ("one of the other side", "harm", [100 * row.crossed for _, row in known]),
+        ("right", "new", [100 * (row.right or 0.0) for _, row in shown]),
+        ("another of the same side", "old", [100 * row.stayed for _, row in shown]),
+        ("one of the other side", "harm", [100 * row.crossed for _, row in shown]),
     ):
-        plot.barh(range(len(known)), values, 0.7, left=left, color=COLOURS[colour], label=label)
+        plot.barh(range(len(shown)), values, 0.7, left=left, color=COLOURS[colour], label=label)
         left = [start + value for start, value in zip(left, values, strict=True)]
-    plot.set_yticks(range(len(known)), [label for label, _ in known])
-    plot.set_ylim(len(known) - 0.5, -0.5)
+    plot.set_yticks(range(len(shown)), [label for label, _ in shown])
+    plot.set_ylim(len(shown) - 0.5, -0.5)
     _percent(plot)
     plot.set_xlabel("held-out images that get this answer (%)")
     legend(figure, plot)
@@ -127,13 +127,13 @@ def gate(histogram: Histogram, budget: float | None, others: str) -> Figure:
     return figure
 
 
-def reliability(found: Reliability) -> Figure:
+def reliability(measured: Reliability) -> Figure:
     """Accuracy by confidence, beside what it should be; below, how many images are that sure."""
     figure, (plot, below) = axes(2.8, shape=(2, 1), sharex=True, height_ratios=(3, 1))
-    width = 100 / len(found.bins)
-    centres = [width * (place + 0.5) for place in range(len(found.bins))]
+    width = 100 / len(measured.bins)
+    centres = [width * (place + 0.5) for place in range(len(measured.bins))]
     shown = [
-        (centre, 100 * right, images) for centre, (images, right) in zip(centres, found.bins, strict=True) if images
+        (centre, 100 * right, images) for centre, (images, right) in zip(centres, measured.bins, strict=True) if images
     ]
     x, accuracies, images = zip(*shown, strict=True)
     plot.bar(x, accuracies, 0.9 * width, color=COLOURS["new"], label="accuracy")

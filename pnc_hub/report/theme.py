@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Names are those of the page's CSS variables; the values are what they are by day. By night the page has others.
+# Names are those of the page's CSS variables, values those of a light page; ``page.NIGHT`` has those of a dark one.
 COLOURS = {
     "ink": "#1b2530",
     "muted": "#566371",
@@ -73,7 +73,7 @@ def axes(
 ) -> tuple[Figure, Any]:
     """A figure of the page's width, and its axes.
 
-    Room beside the axes is told in inches, which is quicker than to have it found by drawing everything several times.
+    Room beside the axes is given in inches: to let matplotlib find it would draw everything several times.
 
     Args:
         rows: inches of height that the axes have.
