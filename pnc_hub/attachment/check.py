@@ -16,7 +16,7 @@ from pnc_hub.hub.clone import Clone, open_clone
 from pnc_hub.hub.lock import Lock
 from pnc_hub.models.cost import macs
 from pnc_hub.models.insertion import INPUT, empty
-from pnc_hub.report.rows import PORTED_ROWS, ROWS, rows_of, shown
+from pnc_hub.report.rows import PORTED_ROWS, ROWS, listed, rows_of, shown
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Compatibility:
         more = [*measured, *((f"not {name}", reason) for name, reason in self.others.items())]
         more += [("warning", text) for text in self.warnings]
         lines = [(text, value) for text, value in [*rows.items(), *more] if value]
-        return "\n".join([name, *(f"  {text:<44}{value}" for text, value in lines)])
+        return listed(name, lines)
 
 
 # What the size of the module and the place of the insertion are is found out, not believed.

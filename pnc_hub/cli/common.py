@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -58,11 +58,6 @@ def show_verdict(found: Any, yes: bool, as_json: bool) -> NoReturn:
     """Print what a check has found, and leave with 0 for yes and 1 for no."""
     show(lambda: str(found), found.to_dict, as_json)
     sys.exit(0 if yes else 1)
-
-
-def listed(title: str, rows: Iterable[tuple[str, Any]]) -> str:
-    """A title, and below it what each row says in one column."""
-    return "\n".join([title, *(f"  {text:<44}{value}" for text, value in rows)])
 
 
 def read(clone: str, revision: str | None = None) -> Clone:

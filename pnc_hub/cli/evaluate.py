@@ -103,9 +103,9 @@ class _Watched:
 
 
 def _table(title: str, measured: dict[str, Any]) -> str:
-    from pnc_hub.report.rows import shown
+    from pnc_hub.report.rows import listed, shown
 
-    return common.listed(title, ((text, shown(measured[name], kind)) for name, text, kind in _ROWS))
+    return listed(title, ((text, shown(measured[name], kind)) for name, text, kind in _ROWS))
 
 
 def _name_plate(source: SourceConfig) -> nn.Module:

@@ -63,6 +63,8 @@ def info(clone: str, revision: str | None, as_json: bool) -> None:
 
 
 def _page(clone: Clone) -> str:
+    from pnc_hub.report.rows import listed
+
     config = clone.config
     name = f"{clone.repo_id}@{clone.revision}" if clone.revision else str(clone.repo_id)
     rows: list[tuple[str, Any]] = [
@@ -75,4 +77,4 @@ def _page(clone: Clone) -> str:
         rows.append(
             (f"adapter {adapter.name}", f"{fits or 'a model without a name'}, read at {adapter.insertion.name}")
         )
-    return "\n".join([common.listed(name, rows), "", str(clone.report)])
+    return "\n".join([listed(name, rows), "", str(clone.report)])

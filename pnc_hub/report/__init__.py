@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pnc_hub.report.photos import ShownPhoto
-from pnc_hub.report.rows import PORTED_ROWS, ROWS, aligned, classes, number, others, rows_of, shown
+from pnc_hub.report.rows import PORTED_ROWS, ROWS, classes, listed, number, others, rows_of, shown
 
 if TYPE_CHECKING:
     from pnc_hub.artifact.config import CloneConfig
@@ -78,14 +78,14 @@ class Report:
         return self.metrics[name]
 
     def __str__(self) -> str:
-        lines = [f"Clone of {classes(len(self.labels))}: {', '.join(self.labels)}", *_lines(self.metrics, ROWS)]
-        for name, metrics in self.ported.items():
-            lines += [f"Ported to {name}", *_lines(metrics, PORTED_ROWS)]
-        return "\n".join(lines)
+        title = f"Clone of {classes(len(self.labels))}: {', '.join(self.labels)}"
+        later = (_text(f"Ported to {name}", metrics, PORTED_ROWS) for name, metrics in self.ported.items())
+        return "\n".join([_text(title, self.metrics, ROWS), *later])
 
 
-def _lines(metrics: dict[str, Any], rows: tuple[tuple[str, str, str], ...]) -> list[str]:
+def _text(title: str, metrics: dict[str, Any], rows: tuple[tuple[str, str, str], ...]) -> str:
     new, old = number(metrics, "held_out.new"), number(metrics, "held_out.old")
     more = "" if old is None else f" and {old:,.0f} of {others(metrics)}"
-    heading = [] if new is None else [f"  measured on {new:,.0f} image{'s' if new != 1 else ''} of new{more} classes"]
-    return heading + aligned((text, shown(metrics.get(name), kind)) for name, text, kind in rows_of(metrics, rows))
+    if new is not None:
+        title += f"\n  measured on {new:,.0f} image{'s' if new != 1 else ''} of new{more} classes"
+    return listed(title, ((text, shown(metrics.get(name), kind)) for name, text, kind in rows_of(metrics, rows)))

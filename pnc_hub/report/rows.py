@@ -64,14 +64,15 @@ def rows_of(metrics: Mapping[str, Any], rows: tuple[tuple[str, str, str], ...] =
     return [(name, renamed.get(name, text), kind) for name, text, kind in rows]
 
 
-def aligned(rows: Iterable[tuple[str, Any]]) -> list[str]:
-    """Lines of a table of two columns, as text.
+def listed(title: str, rows: Iterable[tuple[str, Any]]) -> str:
+    """A title, and below it a table of two columns as text.
 
     Example:
-        >>> aligned([("cut", "layer3")])
-        ['  cut                                         layer3']
+        >>> print(listed("ResNet", [("cut", "layer3")]))
+        ResNet
+          cut                                         layer3
     """
-    return [f"  {text:<44}{value}" for text, value in rows]
+    return "\n".join([title, *(f"  {text:<44}{value}" for text, value in rows)])
 
 
 def classes(count: int) -> str:
