@@ -137,10 +137,10 @@ def logits(model: nn.Module, *shown: demo.Digits) -> Tensor:
     return torch.cat([model(images) for part in shown for images in part.images.split(128)])
 
 
-def same_bits(found: Tensor, expected: Tensor, what: str) -> None:
+def same_bits(answers: Tensor, expected: Tensor, what: str) -> None:
     """Raise an ``AssertionError`` if two sets of logits are not equal bit for bit."""
-    if not torch.equal(found, expected):
-        raise AssertionError(f"{what}: logits differ from those of it alone by {(found - expected).abs().max():g}")
+    if not torch.equal(answers, expected):
+        raise AssertionError(f"{what}: logits differ from those of it alone by {(answers - expected).abs().max():g}")
 
 
 def share(joint: Tensor, truth: Tensor, known: Sequence[int], columns: Sequence[int]) -> float:

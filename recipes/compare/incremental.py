@@ -1,6 +1,6 @@
 """Methods that change the target's weights: joint training, fine-tuning, LwF, EWC, iCaRL.
 
-What can not be chosen in regime R1, where no image tells what is forgotten, is fixed here for all benchmarks.
+What cannot be chosen in regime R1, where no image tells what is forgotten, is fixed here for all benchmarks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def finetune(task: Task) -> Result:
 
 
 def lwf(task: Task) -> Result:
-    """Learning without forgetting (Li and Hoiem, ECCV 2016): on the new images it shall still say what it said."""
+    """Learning without forgetting (Li and Hoiem, ECCV 2016): on the new images it should still say what it said."""
     study = Study(task)
     before = study.networks.target.model
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pnc_hub.cloning.pruning.localize import _stand_in
 from pnc_hub.cloning.pruning.units import Units, units_of
 from pnc_hub.errors import SourceError
 from pnc_hub.models.cost import parameters
@@ -30,7 +31,7 @@ def narrowed(
         worth: (whole network, its units) -> a value for each unit of each group.
 
     Raises:
-        SourceError: it can not be made that small.
+        SourceError: it cannot be made that small.
     """
     whole = nn.Sequential(_stand_in(cut, head.weight.device), copy.deepcopy(tail), copy.deepcopy(head)).eval()
     if parameters(whole[1:]) <= largest:
@@ -51,16 +52,5 @@ def narrowed(
         if gone:
             group.remove(gone)
     if parameters(whole[1:]) > largest:
-        raise SourceError(f"the source after {cut.name!r} can not be narrowed to {largest:,} parameters")
+        raise SourceError(f"the source after {cut.name!r} cannot be narrowed to {largest:,} parameters")
     return whole[1].requires_grad_(False), whole[2].requires_grad_(False)
-
-
-def _stand_in(cut: InsertionPoint, device: torch.device) -> nn.Module:
-    """An identity in the adapter's place: what is coupled to the adapter's output must stay."""
-    if cut.layout == "NCHW":
-        layer: nn.Module = nn.Conv2d(cut.channels, cut.channels, 1, bias=False, device=device)
-        nn.init.dirac_(layer.weight)
-    else:
-        layer = nn.Linear(cut.channels, cut.channels, bias=False, device=device)
-        nn.init.eye_(layer.weight)
-    return layer

@@ -90,7 +90,7 @@ def _localised(study: Study, cut: InsertionPoint, largest: int) -> tuple[nn.Modu
     """Tail and head rows behind ``cut``, without the channels that the source's answers near the cloned classes need least.
 
     Raises:
-        SourceError: it can not be made that small.
+        SourceError: it cannot be made that small.
     """
     networks, count = study.networks, study.count
     # the masked source is compared by all its classes: over a single cloned one there would be nothing to imitate
@@ -158,7 +158,7 @@ def _inserted(
     point: InsertionPoint,
     cut: InsertionPoint,
 ) -> Insertion | None:
-    """Adapter and head rows at ``point``, trained by distillation and cross-entropy; None where it can not be small enough."""
+    """Adapter and head rows at ``point``, trained by distillation and cross-entropy; None where it cannot be small enough."""
     networks = study.networks
     with torch.random.fork_rng():
         torch.manual_seed(study.task.seed)

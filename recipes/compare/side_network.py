@@ -62,7 +62,7 @@ def narrow_network(study: Study, keep: float = KEEP) -> nn.Sequential:
     Every layer behind the source's first cut loses the same share of its channels.
 
     Raises:
-        SourceError: it can not be made that small.
+        SourceError: it cannot be made that small.
     """
     networks = study.networks
     cut = next(point for name, point in networks.cuts().items() if name != INPUT)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from pnc_hub.cloning.fitting import gate as gates
 from pnc_hub.cloning.fitting.gate import Evidence
+from pnc_hub.cloning.images.data import labels_of
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.fusion import new_logits
 from pnc_hub.models.cost import macs
@@ -238,14 +239,10 @@ def _by_class(dataset: Dataset) -> list[list[int]]:
 
 
 def _labels_of(dataset: Dataset) -> list[int]:
-    """Every label, without reading the images where the data set tells."""
     if isinstance(dataset, Subset):
         labels = _labels_of(dataset.dataset)
         return [labels[index] for index in dataset.indices]
-    told = getattr(dataset, "targets", None)
-    if told is not None and len(told) == len(dataset):
-        return [int(label) for label in told]
-    return [int(dataset[index][1]) for index in range(len(dataset))]
+    return labels_of(dataset)
 
 
 def _stacked(dataset: Dataset, places: list[int]) -> tuple[Tensor, Tensor]:

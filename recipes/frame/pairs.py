@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +11,7 @@ from torch import nn
 
 from recipes.frame import networks, protocol
 from recipes.frame.reading import Raw, TensorImages
-from recipes.frame.task import FEW, REGIMES, Task
+from recipes.frame.task import FEW, Task
 from recipes.frame.training import seconds, train
 
 UNRELATED = 5000
@@ -67,7 +66,7 @@ class Pair:
     def trained(self, seed: int, device: str | None = None) -> tuple[nn.Module, nn.Module]:
         """Source and target."""
         target_classes, source_classes = self.order(seed)
-        found = []
+        models = []
         for role, network, classes, own in (
             ("source", self.source, source_classes, seed + _SOURCE_SEED),
             ("target", self.target, target_classes, seed),
@@ -77,8 +76,8 @@ class Pair:
             name = f"{self.benchmark}-{role}-{network}-{seed}"
             # attention does not learn with the settings of a residual network
             options = {"optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05} if _modern(network) else {}
-            found.append(train(model, data, self.epochs, own, flip=self.flip, name=name, device=device, **options))
-        return found[0], found[1]
+            models.append(train(model, data, self.epochs, own, flip=self.flip, name=name, device=device, **options))
+        return models[0], models[1]
 
     def accuracies(self, seed: int, device: str | None = None) -> str:
         """One line on what the two networks know."""
@@ -126,31 +125,6 @@ class Pair:
             chosen = np.random.RandomState(seed).permutation(len(others))[:UNRELATED]
             return others.subset(chosen).relabelled(-1)
         return {"R1": None, "R3": known.few(FEW, seed), "R4": known}[regime]
-
-
-def benchmark(
-    name: str, pair: Callable[[str, str], Pair], clone: tuple[int, tuple[int, ...]], regimes: tuple[str, ...] = REGIMES
-) -> protocol.Benchmark:
-    """The command line of a pair.
-
-    Args:
-        name: as in the tables.
-        pair: (data folder, preset) -> the pair.
-        clone: how many classes to clone, and the numbers that may be asked for.
-        regimes: those that it has.
-    """
-    default, choices = clone
-
-    def make(arguments: Namespace, seed: int, regime: str) -> Task:
-        return pair(arguments.data, arguments.preset).task(seed, regime, arguments.clone, arguments.device)
-
-    return protocol.Benchmark(
-        name=name,
-        make=make,
-        options={"--clone": {"type": int, "default": default, "choices": choices, "help": "classes to clone"}},
-        describe=lambda arguments, seed: pair(arguments.data, arguments.preset).accuracies(seed, arguments.device),
-        regimes=regimes,
-    )
 
 
 def _modern(network: str) -> bool:

@@ -10,6 +10,11 @@ def begin() -> None:
     _on = True
 
 
+def on() -> bool:
+    """Whether this is one; nothing is remembered then."""
+    return _on
+
+
 def passes(wanted: int) -> int:
     """How many passes a training makes that would make ``wanted``."""
     return min(wanted, 1) if _on else wanted

@@ -41,7 +41,7 @@ class Task:
         seed: of class order, splits and training.
         regime: one of ``REGIMES``.
         source: network that knows the cloned classes, in eval mode.
-        target: network that shall receive them, in eval mode.
+        target: network that should receive them, in eval mode.
         labels: names of the cloned classes.
         rows: for each of them, its row of the source's head.
         new: training images of the cloned classes, (image, position in ``labels``).

@@ -92,7 +92,7 @@ def train(
     epochs = rehearsal.passes(epochs)
     accelerator = Accelerator(cpu=device == "cpu")
     settings = (epochs, seed, learning_rate, batch_size, augment, flip, optimizer, weight_decay, half)
-    path = _path(name, model, data, settings, loss) if name else None
+    path = _path(name, model, data, settings, loss) if name and not rehearsal.on() else None
     if path and path.exists():
         model.load_state_dict(load_file(path))
         _seconds[model] = json.loads(path.with_suffix(".json").read_text())["seconds"]

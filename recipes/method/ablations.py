@@ -59,12 +59,12 @@ def random_adapter() -> AbstractContextManager:
     closed = stitch.search
 
     def search(*arguments: Any) -> list[stitch.Candidate]:
-        found = closed(*arguments)
-        for candidate in found:
+        candidates = closed(*arguments)
+        for candidate in candidates:
             for layer in candidate.adapter.modules():
                 if hasattr(layer, "reset_parameters"):
                     layer.reset_parameters()
-        return found
+        return candidates
 
     return patch.object(stitch, "search", search)
 

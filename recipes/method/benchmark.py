@@ -8,27 +8,37 @@ from __future__ import annotations
 
 import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from recipes.frame import protocol, reading
-from recipes.frame.pairs import Pair, benchmark
-from recipes.frame.reading import CIFAR_MEAN, CIFAR_STD, MNIST_MEAN, MNIST_STD, Raw
-from recipes.frame.task import REGIMES
+from recipes.frame import protocol
+from recipes.frame.pairs import Pair
+from recipes.frame.reading import CIFAR_MEAN, CIFAR_STD, MNIST_MEAN, MNIST_STD, Raw, cifar10, cifar100, mnist
+from recipes.frame.task import REGIMES, Task
 from recipes.method import digits, real
 
 Reader = Callable[[str], tuple[Raw, Raw]]
 
 
-@dataclass(frozen=True)
-class Halves:
+def halves(
+    name: str,
+    read: Reader,
+    *,
+    target_classes: int,
+    clone: tuple[int, tuple[int, ...]],
+    epochs: tuple[int, int],
+    networks: tuple[str, str] = ("resnet14", "resnet18"),
+    unrelated: Reader | None = None,
+    **options: Any,
+) -> protocol.Benchmark:
     """A data set whose classes are shared out between a target and a source.
 
-    Attributes:
+    Args:
         name: as in the tables.
         read: the data set.
         target_classes: how many of them the target knows.
@@ -36,57 +46,39 @@ class Halves:
         epochs: passes of the training, in the preset quick and in full.
         networks: what is trained in either preset, both as source and as target.
         unrelated: a data set of other classes, for R2.
-        mean: of the images.
-        std: of the images.
-        flip: whether a mirrored image is one of the same class.
+        options: more for ``Pair``.
     """
 
-    name: str
-    read: Reader
-    target_classes: int
-    clone: tuple[int, tuple[int, ...]]
-    epochs: tuple[int, int]
-    networks: tuple[str, str] = ("resnet14", "resnet18")
-    unrelated: Reader | None = None
-    mean: Sequence[float] = CIFAR_MEAN
-    std: Sequence[float] = CIFAR_STD
-    flip: bool = True
-
-    @lru_cache(maxsize=1)  # noqa: B019 - there are as many as the table has, for as long as the program runs
-    def pair(self, data: str, preset: str) -> Pair:
-        """The networks, and what they are trained on."""
+    @lru_cache(maxsize=1)
+    def pair(data: str, preset: str) -> Pair:
         size = ("quick", "full").index(preset)
-        train, test = self.read(data)
-        return Pair(
-            benchmark=self.name,
-            train=train,
-            test=test,
-            target_classes=self.target_classes,
-            mean=self.mean,
-            std=self.std,
-            unrelated=self.unrelated and self.unrelated(data)[0],
-            source=self.networks[size],
-            target=self.networks[size],
-            epochs=self.epochs[size],
-            flip=self.flip,
-        )
+        others = unrelated(data)[0] if unrelated else None
+        both = {"source": networks[size], "target": networks[size], "epochs": epochs[size]}
+        return Pair(name, *read(data), target_classes=target_classes, unrelated=others, **both, **options)
 
-    def benchmark(self) -> protocol.Benchmark:
-        """Its command line."""
-        regimes = tuple(regime for regime in REGIMES if self.unrelated or regime != "R2")
-        return benchmark(self.name, self.pair, self.clone, regimes)
+    def make(arguments: Namespace, seed: int, regime: str) -> Task:
+        return pair(arguments.data, arguments.preset).task(seed, regime, arguments.clone, arguments.device)
+
+    default, choices = clone
+    return protocol.Benchmark(
+        name=name,
+        make=make,
+        options={"--clone": {"type": int, "default": default, "choices": choices, "help": "classes to clone"}},
+        describe=lambda arguments, seed: pair(arguments.data, arguments.preset).accuracies(seed, arguments.device),
+        regimes=tuple(regime for regime in REGIMES if unrelated or regime != "R2"),
+    )
 
 
-HALVES = {
-    "cifar10": Halves("C10", reading.cifar10, 5, (5, (1, 3, 5)), (15, 60), unrelated=reading.cifar100),
-    "cifar100": Halves("C100", reading.cifar100, 50, (20, (10, 20, 50)), (12, 60), unrelated=reading.cifar10),
-    "mnist": Halves(
-        *("MNIST", reading.mnist, 5, (3, (1, 3, 5)), (5, 20), ("resnet14", "resnet14")),
-        **{"mean": MNIST_MEAN, "std": MNIST_STD, "flip": False},
-    ),
-}
+CIFAR = {"mean": CIFAR_MEAN, "std": CIFAR_STD}
+MNIST = {"mean": MNIST_MEAN, "std": MNIST_STD, "flip": False, "networks": ("resnet14", "resnet14")}
 BENCHMARKS = {
-    **{name: halves.benchmark() for name, halves in HALVES.items()},
+    "cifar10": halves(
+        "C10", cifar10, target_classes=5, clone=(5, (1, 3, 5)), epochs=(15, 60), unrelated=cifar100, **CIFAR
+    ),
+    "cifar100": halves(
+        "C100", cifar100, target_classes=50, clone=(20, (10, 20, 50)), epochs=(12, 60), unrelated=cifar10, **CIFAR
+    ),
+    "mnist": halves("MNIST", mnist, target_classes=5, clone=(3, (1, 3, 5)), epochs=(5, 20), **MNIST),
     "digits": digits.BENCHMARK,
     "real": real.BENCHMARK,
 }

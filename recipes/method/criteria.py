@@ -33,14 +33,14 @@ def magnitude(_whole: nn.Module, units: Units, *_: object) -> list[Tensor]:
 @torch.no_grad()
 def activation(whole: nn.Module, units: Units, batches: Batches, loss: Loss, masks: Sequence[Tensor]) -> list[Tensor]:
     """Mean square of what the group's first reader gets of each unit."""
-    found = [torch.zeros(group.count) for group in units.groups]
+    squares = [torch.zeros(group.count) for group in units.groups]
 
     def watch(position: int) -> Callable:
         _, inputs, own = units.groups[position].readers[0]
 
         def hook(_layer: nn.Module, args: tuple[Tensor]) -> None:
             maps = args[0].flatten(2) if args[0].ndim > 2 else args[0][:, :, None]
-            found[position].index_add_(0, own, (maps**2).mean(2).sum(0)[inputs])
+            squares[position].index_add_(0, own, (maps**2).mean(2).sum(0)[inputs])
 
         return hook
 
@@ -49,7 +49,7 @@ def activation(whole: nn.Module, units: Units, batches: Batches, loss: Loss, mas
         whole(feature)
     for handle in watched:
         handle.remove()
-    return found
+    return squares
 
 
 def taylor(whole: nn.Module, units: Units, batches: Batches, loss: Loss, masks: Sequence[Tensor]) -> list[Tensor]:
@@ -147,11 +147,11 @@ def remembered(importance: Importance, order: list[list[Tensor]]) -> Importance:
     known = iter(list(order))
 
     def judged(*arguments: object, **named: object) -> list[Tensor]:
-        found = next(known, None)
-        if found is None:
-            found = importance(*arguments, **named)
-            order.append(found)
-        return found
+        worth = next(known, None)
+        if worth is None:
+            worth = importance(*arguments, **named)
+            order.append(worth)
+        return worth
 
     return judged
 

@@ -62,19 +62,19 @@ def measured(
 ) -> dict[str, float]:
     """What is lost on either side, on held-out digits."""
     new, old = (demo.Digits(known, seed, train=False) for known in (digits, demo.TARGET_DIGITS))
-    found = measure(target, clone, DataLoader(new, 128), DataLoader(old, 128))
-    if not found["restored"]:
+    observed = measure(target, clone, DataLoader(new, 128), DataLoader(old, 128))
+    if not observed["restored"]:
         raise AssertionError(f"{type(target).__name__} is not what it was before the clone came")
-    shares = {name: found[name] for name in ("target_alone", "ori", "tar", "avg_u", "diverted", "auroc")}
+    shares = {name: observed[name] for name in ("target_alone", "ori", "tar", "avg_u", "diverted", "auroc")}
     return shares | {"source_alone": demo._accuracy(source, new)}
 
 
 def images(digits: range | tuple[int, ...], seed: int, train: bool) -> TensorImages:
     """The demo's images of ``digits``, labelled by position."""
-    found = demo.Digits(digits, seed, train)
+    shown = demo.Digits(digits, seed, train)
     # the demo's are in [-1, 1] and already enlarged
-    stored = (found.images + 1).mul(127.5).round().to(torch.uint8)
-    return TensorImages(stored, found.targets, MEAN, STD)
+    stored = (shown.images + 1).mul(127.5).round().to(torch.uint8)
+    return TensorImages(stored, shown.targets, MEAN, STD)
 
 
 def untrained(num_classes: int) -> nn.Module:

@@ -126,19 +126,19 @@ def measured(
     )
     seconds = time.perf_counter() - started
     both = nn.Sequential(tail, head)
-    found = {"parameters": cost.parameters(both), "whole": size, "seconds": round(seconds, 1)}
-    found["macs"] = macs(both, of.test[0][:1])
-    found["bytes"] = _file_bytes(both)
-    found["penultimate"] = head.in_features
+    row = {"parameters": cost.parameters(both), "whole": size, "seconds": round(seconds, 1)}
+    row["macs"] = macs(both, of.test[0][:1])
+    row["bytes"] = _file_bytes(both)
+    row["penultimate"] = head.in_features
     for name, (features, labels) in (("choose", of.choose), ("test", of.test)):
         with torch.no_grad():
             logits = torch.cat([both(part) for part in features.split(100)])
         mine = labels < classes
-        found[f"{name}_loss"] = float(local_loss(classes)(logits, labels).mean())
-        found[f"{name}_accuracy"] = float((logits[mine, :classes].argmax(1) == labels[mine]).float().mean())
+        row[f"{name}_loss"] = float(local_loss(classes)(logits, labels).mean())
+        row[f"{name}_accuracy"] = float((logits[mine, :classes].argmax(1) == labels[mine]).float().mean())
         score = logits[:, :classes].logsumexp(1) - logits[:, classes:].logsumexp(1)
-        found[f"{name}_auroc"] = float(auroc(score[mine], score[~mine]))
-    return found
+        row[f"{name}_auroc"] = float(auroc(score[mine], score[~mine]))
+    return row
 
 
 def table(rows: Sequence[dict], kept: Sequence[float]) -> str:

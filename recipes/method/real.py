@@ -36,8 +36,8 @@ def pair(data: str) -> tuple[nn.Module, nn.Module, list[str]]:
 def cloned(data: str) -> dict[str, int]:
     """WordNet id -> ImageNet class, of the ten breeds among the photos."""
     wnids = ImageNetInfo("imagenet-1k").label_names()
-    found = {wnid: wnids.index(wnid) for wnid in reading.photos(data)[0].classes}
-    return {wnid: index for wnid, index in found.items() if wnid not in IMAGENETTE}
+    indices = {wnid: wnids.index(wnid) for wnid in reading.photos(data)[0].classes}
+    return {wnid: index for wnid, index in indices.items() if wnid not in IMAGENETTE}
 
 
 def make(arguments: Namespace, seed: int, regime: str) -> Task:

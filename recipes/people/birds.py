@@ -68,14 +68,14 @@ def birds(data: Path) -> list[Bird]:
     path = data / "weights" / "inat_bird_labels.txt"
     if not path.is_file():
         raise MissingDataError(f"no {path}; give the folder that holds weights/ with --data")
-    found = []
+    kinds = []
     for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         name = re.fullmatch(r"(?P<scientific>[^(]+) \((?P<common>.+)\)", line.strip())
         if name:
-            found.append(Bird(index, name["scientific"], name["common"]))
+            kinds.append(Bird(index, name["scientific"], name["common"]))
         elif line.strip() != "background":
-            found.append(Bird(index, line.strip(), line.strip()))
-    return found
+            kinds.append(Bird(index, line.strip(), line.strip()))
+    return kinds
 
 
 def find(wanted: Sequence[str], known: Sequence[Bird]) -> dict[str, Bird]:
@@ -218,10 +218,10 @@ def run(arguments: argparse.Namespace) -> Clone:
     if not arguments.rehearse:
         print(photos.table(photos.before_and_after(source, target, clone, new.test, old_test)))
     for what, images in (("birds kept back", new.test), ("the target's own photos", old_test)):
-        found = agreement(source, target, clone, images)
+        agreed = agreement(source, target, clone, images)
         print(
             f"Clone and source, among the cloned classes, on {len(images)} {what}: the same answer on"
-            f" {100 * found['same']:.1f} %, {100 * found['explained']:.1f} % of the logits' variance reproduced."
+            f" {100 * agreed['same']:.1f} %, {100 * agreed['explained']:.1f} % of the logits' variance reproduced."
         )
     photos.show(target, clone, names, new)
     print(

@@ -180,9 +180,11 @@ def labelled(old: Photos, rows: dict[str, int] | None) -> tuple[TensorImages, Te
 def main(argv: Sequence[str] | None = None) -> Clone:
     """From the command line."""
     parser = argparse.ArgumentParser(description="From two folders of photos to an attached clone.")
-    parser.add_argument("--new", type=Path, required=True, help="a folder of photos for each class that shall be added")
     parser.add_argument(
-        "--old", type=Path, required=True, help="the same for classes that the target knows or shall know"
+        "--new", type=Path, required=True, help="a folder of photos for each class that should be added"
+    )
+    parser.add_argument(
+        "--old", type=Path, required=True, help="the same for classes that the target knows or should know"
     )
     parser.add_argument("--output", type=Path, default=Path("my-clone"), help="where to write (my-clone)")
     for role, name in (("source", SOURCE), ("target", TARGET)):

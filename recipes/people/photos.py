@@ -63,24 +63,24 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give one that has a folder of photos for each class")
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {part.resolve().name: find(part) for part in inside or [folder]}
-    few = [f"{name!r} ({len(paths)})" for name, paths in found.items() if len(paths) < FEWEST]
+    photos = {part.resolve().name: find(part) for part in inside or [folder]}
+    few = [f"{name!r} ({len(paths)})" for name, paths in photos.items() if len(paths) < FEWEST]
     if few:
         raise DataError(
             f"at least {FEWEST} photos of each class are needed, better forty; in {str(folder)!r} there are fewer of"
             f" {', '.join(few[:10])}. Add photos or take the folder out (a photo ends in {', '.join(ENDINGS)})"
         )
-    return found
+    return photos
 
 
 def read(folder: Path, preprocess: Preprocess, seed: int = 0, most: int = MOST, progress: bool = True) -> Photos:
     """The photos of ``class_folders(folder)``, each decoded once, cut and scaled as ``preprocess`` says.
 
-    Of more than ``most`` photos as many are drawn, evenly from the classes. Those that can not be read are left out with a
+    Of more than ``most`` photos as many are drawn, evenly from the classes. Those that cannot be read are left out with a
     warning.
     """
-    draw, found = random.Random(seed), class_folders(folder)
-    turns = zip_longest(*(draw.sample(paths, len(paths)) for paths in found.values()))
+    draw, classes = random.Random(seed), class_folders(folder)
+    turns = zip_longest(*(draw.sample(paths, len(paths)) for paths in classes.values()))
     chosen = [(path, label) for turn in turns for label, path in enumerate(turn) if path is not None][:most]
     transform = create_transform(
         preprocess.input_size,
@@ -105,7 +105,7 @@ def read(folder: Path, preprocess: Preprocess, seed: int = 0, most: int = MOST, 
             f"{len(unread)} of {len(chosen)} files are no photos that can be read: {unread[0]} ...", stacklevel=2
         )
     kept = [(*entry, image) for entry, image in zip(chosen, images, strict=True) if image is not None]
-    return _parts(kept, list(found), preprocess)
+    return _parts(kept, list(classes), preprocess)
 
 
 def learned_once(output: Path, settings: dict[str, Any], learn: Callable[[], Clone]) -> Clone:
@@ -141,8 +141,8 @@ def before_and_after(
     """
     own = [entry.source_index for entry in clone.config.classes]
     logits = torch.cat([run_on(source, target, images)[:, own] for images, _ in DataLoader(new, BATCH)])
-    found = measure(target, clone, DataLoader(new, BATCH), DataLoader(old, BATCH))
-    return found | {"source_alone": accuracy(logits, torch.tensor(new.targets))}
+    shares = measure(target, clone, DataLoader(new, BATCH), DataLoader(old, BATCH))
+    return shares | {"source_alone": accuracy(logits, torch.tensor(new.targets))}
 
 
 @torch.no_grad()
@@ -151,11 +151,11 @@ def run_on(model: nn.Module, target: nn.Module, images: Tensor) -> Tensor:
     return model(Reprocess(Preprocess.of(target), Preprocess.of(model))(images))
 
 
-def table(found: dict[str, Any]) -> str:
+def table(shares: dict[str, Any]) -> str:
     """``before_and_after`` as a newcomer reads it."""
 
     def percent(name: str) -> str:
-        return "-" if found.get(name) is None else f"{100 * found[name]:.1f} %"
+        return "-" if shares.get(name) is None else f"{100 * shares[name]:.1f} %"
 
     rows = [
         ("photos that were kept back", "old classes", "new classes"),

@@ -67,10 +67,10 @@ class Network:
         for index, names in enumerate(known or ()):
             for name in {plain(name) for name in names}:
                 index_of.setdefault(name, []).append(index)
-        found = {name: index_of.get(plain(name), []) for name in wanted}
-        if all(len(indices) == 1 for indices in found.values()):
-            return {name: indices[0] for name, indices in found.items()}
-        missing = [name for name, indices in found.items() if len(indices) != 1]
+        matches = {name: index_of.get(plain(name), []) for name in wanted}
+        if all(len(indices) == 1 for indices in matches.values()):
+            return {name: indices[0] for name, indices in matches.items()}
+        missing = [name for name, indices in matches.items() if len(indices) != 1]
         close = difflib.get_close_matches(plain(missing[0]), index_of, 3)
         said = f"{type(self.model).__name__} has no class (or several) named {', '.join(map(repr, missing[:5]))}"
         said += f"; close are {', '.join(close)}" if close else ""
@@ -98,7 +98,7 @@ def named(name: str, checkpoint: Path | None, classes: Path | None) -> Network:
     """A timm model by name, with timm's pretrained weights or those of a checkpoint, and the names of its classes if given.
 
     Raises:
-        DataError: its weights can not be had or do not fit.
+        DataError: its weights cannot be had or do not fit.
     """
     network = _pretrained(name) if checkpoint is None else _from_checkpoint(name, checkpoint)
     if classes is not None:

@@ -84,9 +84,9 @@ def _worker(contestant: str, pair: str, folder: str) -> dict[str, float]:
 
 
 def _summary(runs: list[dict[str, dict]], name: str) -> dict[str, float]:
-    found = {key: statistics.median(run[name][key] for run in runs) for key in runs[0][name]}
+    medians = {key: statistics.median(run[name][key] for run in runs) for key in runs[0][name]}
     ratios = {f"{key}_to_peft": statistics.median(run[name][key] / run["peft"][key] for run in runs) for key in TIMES}
-    return found | ratios
+    return medians | ratios
 
 
 def _table(rows: Sequence[dict]) -> str:
@@ -123,8 +123,8 @@ def _prepare(pair: tuple, folder: Path) -> dict[str, int]:
     per_rank = 4 * sum(value.numel() for name, value in lora(1).named_parameters() if "lora_" in name)
     adapted = lora(max(1, round(wanted / per_rank)))
     adapted.save_pretrained(folder / "lora")
-    found = (folder / "lora" / "adapter_model.safetensors").stat().st_size
-    return {"clone": wanted, "lora": found}
+    lora_bytes = (folder / "lora" / "adapter_model.safetensors").stat().st_size
+    return {"clone": wanted, "lora": lora_bytes}
 
 
 def _ship_to_cache(clone: Path, repository: Path) -> None:
