@@ -103,7 +103,7 @@ def folder(path: Path, each: int = 6, photos: int = 21, side: int = 64) -> Path:
         path / "photos20_224.zip",
         [
             (split, wnid, pixels)
-            for split, count in (("train", photos), ("test", 5))
+            for split, count in (("train", photos), ("test", -(-photos // 5)))
             for label, wnid in enumerate(shown)
             for pixels in squares(label, count, side)
         ],

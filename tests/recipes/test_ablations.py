@@ -80,14 +80,8 @@ def default(task):
     return weights_of
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(f"closed_{name}", marks=() if name == "no_features" else pytest.mark.slow)
-        for name, part in ablations.CLOSED.items()
-        if "place" not in part
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [f"closed_{name}" for name, part in ablations.CLOSED.items() if "place" not in part])
 def test_a_part_that_is_left_out_was_there(task, made, default, name):
     assert not same(ablated(task, made, name, **PLACE), default(0))
 

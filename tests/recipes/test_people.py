@@ -234,6 +234,7 @@ class TestBirds:
         with pytest.raises(SystemExit, match=r"--photos FOLDER.*--list bunting.*--rehearse"):
             birds.main(["--data", str(tmp_path)])
 
+    @pytest.mark.slow
     def test_a_clone_that_repeats_the_source_agrees_with_it(self):
         source = tiny_model("resnet", seed=1)
         noise = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8)
