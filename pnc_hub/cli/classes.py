@@ -61,9 +61,9 @@ def _entries(text: str) -> list[tuple[str, int | None]]:
 
 
 def _entry(line: str) -> tuple[str, int | None]:
-    found = _INDEX.fullmatch(line)
-    if found and found["label"]:
-        return found["label"], int(found["index"])
+    parts = _INDEX.fullmatch(line)
+    if parts and parts["label"]:
+        return parts["label"], int(parts["index"])
     if "\t" in line:
         raise click.BadParameter(f"{line!r}: a class is written as its label, a tab and its index in the source")
     return line, None

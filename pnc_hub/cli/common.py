@@ -54,9 +54,9 @@ def show(text: Callable[[], str], value: Callable[[], Any], as_json: bool) -> No
     click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
 
 
-def show_verdict(found: Any, yes: bool, as_json: bool) -> NoReturn:
-    """Print what a check has found, and leave with 0 for yes and 1 for no."""
-    show(lambda: str(found), found.to_dict, as_json)
+def show_verdict(result: Any, yes: bool, as_json: bool) -> NoReturn:
+    """Print the result of a check, and leave with 0 for yes and 1 for no."""
+    show(lambda: str(result), result.to_dict, as_json)
     sys.exit(0 if yes else 1)
 
 
@@ -80,7 +80,7 @@ def bar(what: str, photos: int) -> tqdm[Any]:
 
 
 def hub_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """What an artifact can record, found out before anything is learned."""
+    """Refuse what no artifact can record, before anything is learned."""
     from pnc_hub.artifact import checks
 
     try:

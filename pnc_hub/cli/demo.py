@@ -96,9 +96,9 @@ def run(output: Path, seed: int = 0, say: Callable[[str], None] = print, progres
         )
         folder = learned.save_pretrained(output / f"clone-{name}")
         held_new = Digits(digits, seed, train=False)
-        found = measure(target, Clone.from_pretrained(folder), DataLoader(held_new, 128), DataLoader(held_old, 128))
+        measured = measure(target, Clone.from_pretrained(folder), DataLoader(held_new, 128), DataLoader(held_old, 128))
         alone = _accuracy(source, held_new, [SOURCE_DIGITS.index(digit) for digit in digits])
-        report["clones"][name] = _row(learned, found, digits, alone)
+        report["clones"][name] = _row(learned, measured, digits, alone)
     learned.report.save(output / "report.html")
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _draw(report, output / "demo.png")
@@ -131,16 +131,16 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(learned: Clone, found: dict[str, Any], digits: Sequence[int], source_alone: float) -> dict[str, Any]:
+def _row(learned: Clone, measured: dict[str, Any], digits: Sequence[int], source_alone: float) -> dict[str, Any]:
     report = learned.report
     return {
         "digits": list(digits),
-        **{name: found[name] for name in ("ori", "tar", "avg", "diverted", "auroc")},
+        **{name: measured[name] for name in ("ori", "tar", "avg", "diverted", "auroc")},
         "source_alone": source_alone,
         **{name: report[name] for name in ("insertion", "cut", "kept_parameters")},
         "kept": report["kept_parameters"] / report["source_parameters"],
         **{name: report[name] for name in ("bytes", "seconds")},
-        "restored": found["restored"],
+        "restored": measured["restored"],
     }
 
 

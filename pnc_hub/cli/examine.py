@@ -25,8 +25,8 @@ def check(model: models.Model, clone: str, revision: str | None, as_json: bool) 
     """
     from pnc_hub import check as find_out
 
-    found = find_out(model.build(), clone, revision=revision)
-    common.show_verdict(found, found.attaches, as_json)
+    result = find_out(model.build(), clone, revision=revision)
+    common.show_verdict(result, result.attaches, as_json)
 
 
 @click.command()
@@ -41,8 +41,8 @@ def verify(clone: str, revision: str | None, as_json: bool) -> None:
     """
     from pnc_hub.hub.verification import verify as find_out
 
-    found = find_out(clone, revision=revision)
-    common.show_verdict(found, found.passed, as_json)
+    result = find_out(clone, revision=revision)
+    common.show_verdict(result, result.passed, as_json)
 
 
 @click.command()

@@ -41,9 +41,9 @@ def publish(
         commit_message=message,
         datasets=datasets,
     )
-    told = {"repo_id": repo_id, "revision": commit.oid, "url": commit.commit_url, "pull_request": commit.pr_url}
+    published = {"repo_id": repo_id, "revision": commit.oid, "url": commit.commit_url, "pull_request": commit.pr_url}
     lines = [f"Published {repo_id}@{commit.oid}", commit.pr_url or commit.commit_url]
-    common.show(lambda: "\n".join(lines), lambda: told, as_json)
+    common.show(lambda: "\n".join(lines), lambda: published, as_json)
 
 
 @click.command()
@@ -65,11 +65,11 @@ def search(
     from pnc_hub.hub.search import table
 
     try:
-        found = find(classes=classes, target=target, source=source, author=author, limit=limit)
+        clones = find(classes=classes, target=target, source=source, author=author, limit=limit)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     common.show(
-        lambda: table(found) if found else "No clone on the Hub meets all of that.",
-        lambda: [asdict(info) for info in found],
+        lambda: table(clones) if clones else "No clone on the Hub meets all of that.",
+        lambda: [asdict(info) for info in clones],
         as_json,
     )

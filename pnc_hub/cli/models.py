@@ -100,9 +100,11 @@ class Model:
         if target and target.hub_id:
             at = f"@{target.revision}" if target.revision else ""
             return replace(self, name=f"hf-hub:{target.hub_id}{at}")
-        known = f"only its architecture, {target.architecture}, is recorded" if target else "it fits any, at the input"
+        recorded = (
+            f"only its architecture, {target.architecture}, is recorded" if target else "it fits any, at the input"
+        )
         raise TargetError(
-            f"{clone!r} does not name the model that it was made for ({known}): give a timm name with"
+            f"{clone!r} does not name the model that it was made for ({recorded}): give a timm name with"
             f" --{self.role}, and --checkpoint where the weights are not timm's own"
         )
 

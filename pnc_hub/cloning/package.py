@@ -26,7 +26,7 @@ from pnc_hub.artifact.config import (
 from pnc_hub.cloning.networks import Networks, Reader
 from pnc_hub.cloning.pruning.localize import changes
 from pnc_hub.cloning.search.learned import Learned
-from pnc_hub.errors import InsertionPointError, SourceError
+from pnc_hub.errors import InsertionPointError, SourceError, one_line
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.architecture import Architecture
 from pnc_hub.models.classifier import as_classifier, pretrained_cfg
@@ -46,7 +46,7 @@ def source_config(
     """How to name the source so that its tail can be rebuilt, checked by rebuilding it.
 
     Raises:
-        SourceError: timm does not know its architecture, other constructor arguments are needed, or an artifact can not
+        SourceError: timm does not know its architecture, other constructor arguments are needed, or an artifact cannot
             record what was given.
     """
     architecture = pretrained_cfg(source).get("architecture")
@@ -62,7 +62,7 @@ def source_config(
     try:
         described = SourceConfig(hub_id, None, architecture, arguments, fingerprint(source), license or "unknown")
     except StrictDataclassError as error:
-        raise SourceError(f"an artifact can not record this of its source: {' '.join(str(error).split())}") from error
+        raise SourceError(f"an artifact cannot record this of its source: {one_line(error)}") from error
     _check_rebuilt(described, networks)
     return described
 
@@ -78,8 +78,8 @@ def package(
     """The clone, in memory; its outputs are checked to be the learned module's."""
     made, own = _made_for(learned, networks.target, target, target_id)
     module, adapters = learned.module, [made]
-    branch = nn.ModuleDict({"tail": module.tail, "head": module.head})
-    tensors = {files.WEIGHTS: _owned(branch), made.file: own}
+    pruned = nn.ModuleDict({"tail": module.tail, "head": module.head})
+    tensors = {files.WEIGHTS: _owned(pruned), made.file: own}
     if learned.universal_gate is not None:
         point = networks.source.skeleton.point(INPUT)
         adapters.append(AdapterConfig(name=UNIVERSAL, target=None, insertion=point))
@@ -88,7 +88,7 @@ def package(
     whole = nn.ModuleDict(
         {"tail": networks.tail(learned.cut.name), "head": nn.Linear(networks.width, module.head.out_features)}
     )
-    shapes, attributes = changes(branch, whole)
+    shapes, attributes = changes(pruned, whole)
     config = CloneConfig(
         format_version=FORMAT_VERSION,
         library_name=LIBRARY_NAME,
@@ -123,7 +123,7 @@ def extend(
         name: of the adapter; by default architecture and fingerprint.
 
     Raises:
-        ValueError: the name is in use, or it or the id can not be recorded.
+        ValueError: the name is in use, or it or the id cannot be recorded.
     """
     config, tensors = copy.deepcopy(clone.config), clone.all_tensors()
     try:
@@ -134,7 +134,7 @@ def extend(
     except (StrictDataclassError, ValueError) as error:
         taken = ", ".join(adapter.name for adapter in clone.config.adapters)
         raise ValueError(
-            f"an artifact can not record an adapter with {name=} and {target_id=}: {' '.join(str(error).split())};"
+            f"an artifact cannot record an adapter with {name=} and {target_id=}: {one_line(error)};"
             f" the names {taken} are taken"
         ) from error
     tensors[made.file] = own
@@ -181,9 +181,9 @@ def _probe(clone: Clone, adapter: AdapterConfig, reader: Reader, module: CloneMo
     feature = reader(probe.enlarge(image, size).to(next(reader.model.parameters()).device), [point])[1][point].cpu()
     logits = clone.build(adapter, clone.config.preprocess)[0](feature)[0]
     if module is not None and not _close(logits, module(feature).logits):
-        raise SourceError("the pruned tail can not be rebuilt from its configuration; please report this architecture")
-    found = {"image": image, "feature": feature, "logits": logits}
-    return {f"{adapter.name}/{name}": value.clone() for name, value in found.items()}
+        raise SourceError("the pruned tail cannot be rebuilt from its configuration; please report this architecture")
+    recorded = {"image": image, "feature": feature, "logits": logits}
+    return {f"{adapter.name}/{name}": value.clone() for name, value in recorded.items()}
 
 
 @torch.no_grad()
@@ -194,15 +194,15 @@ def _check_rebuilt(described: SourceConfig, networks: Networks) -> None:
     try:
         rebuilt = Architecture(described.architecture, arguments, networks.source.preprocess.input_size).model
     except (TypeError, ValueError, RuntimeError, AssertionError, InsertionPointError) as error:
-        raise SourceError(f"timm can not build {described.architecture!r} with {arguments} ({error})") from error
-    own, found = tensors_of(body), tensors_of(rebuilt)
-    differing = [name for name in sorted({*own, *found}) if _shape(own.get(name)) != _shape(found.get(name))]
+        raise SourceError(f"timm cannot build {described.architecture!r} with {arguments} ({error})") from error
+    given, made = tensors_of(body), tensors_of(rebuilt)
+    differing = [name for name in sorted({*given, *made}) if _shape(given.get(name)) != _shape(made.get(name))]
     what, same = "it answers otherwise", not differing
     if differing:
         name = differing[0]
-        what = f"{len(differing)} tensors differ, {name!r} is {_shape(own.get(name))} there and {_shape(found.get(name))} here"
+        what = f"{len(differing)} tensors differ, {name!r} is {_shape(given.get(name))} there and {_shape(made.get(name))} here"
     else:
-        put_tensors(rebuilt, own)
+        put_tensors(rebuilt, given)
         example = torch.randn(1, *networks.source.preprocess.input_size, device=networks.device)
         same = _close(rebuilt.eval()(example), body(example))
     if not same:
@@ -216,9 +216,9 @@ def _shape(tensor: Tensor | None) -> list[int] | None:
     return None if tensor is None else list(tensor.shape)
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
+def _close(output: Tensor, expected: Tensor) -> bool:
     """Equal but for the order in which a differently laid out weight is summed."""
-    return float((found - expected).abs().max()) <= 1e-4 * (1 + float(expected.abs().max()))
+    return float((output - expected).abs().max()) <= 1e-4 * (1 + float(expected.abs().max()))
 
 
 def _owned(module: nn.Module) -> dict[str, Tensor]:

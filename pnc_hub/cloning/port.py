@@ -172,7 +172,7 @@ class Recalled:
         return Lesson(cloned, rejected, penultimate, dict.fromkeys(cuts, feature))
 
     def cuts(self) -> dict[str, InsertionPoint]:
-        """The one place where the source is cut."""
+        """Where the source is cut."""
         return {self.cut.name: self.cut}
 
     def points(self) -> dict[str, InsertionPoint]:
@@ -256,7 +256,7 @@ def _sorted(
 def _fitted(
     recalled: Recalled, batches: Batches, insertion: str | None, budget: float | None, bar: tqdm[Any]
 ) -> tuple[Learned, list[Judged]]:
-    """The best adapter before the clone's own tail and head, with its gate; and the places there were to choose from."""
+    """The best adapter before the clone's own tail and head, with its gate; and the curve it was chosen from."""
     pairs = search_pairs(recalled, (insertion, recalled.cut.name))
     fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES) for part in ("fit", "choose"))
     candidates = stitch.search(recalled, batches.accelerator, fit, held_out, pairs, batches.seed)

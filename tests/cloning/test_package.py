@@ -70,7 +70,7 @@ def test_arguments_that_an_artifact_can_not_record_or_timm_not_take_are_refused(
 
 @pytest.mark.parametrize("named", [{"hub_id": "no such/id"}, {"license": "a licence with spaces"}])
 def test_names_that_an_artifact_can_not_record_are_refused(named):
-    with pytest.raises(SourceError, match="can not record"):
+    with pytest.raises(SourceError, match="cannot record"):
         describe(tiny_model("resnet"), source_args("resnet"), **named)
 
 

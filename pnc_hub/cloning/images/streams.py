@@ -81,16 +81,16 @@ class _Reservoirs:
         """Keep the image with probability (how many are kept) / (how many of its label were seen), for another one."""
         kept = self.images[label]
         self.seen[label] += 1
-        place = self.rng.randrange(self.seen[label])
-        if place >= self.most:
+        position = self.rng.randrange(self.seen[label])
+        if position >= self.most:
             return
         stored = _stored(image)
         self.bytes += _size(stored)
         if len(kept) < self.most:
             kept.append(stored)
         else:
-            self.bytes -= _size(kept[place])
-            kept[place] = stored
+            self.bytes -= _size(kept[position])
+            kept[position] = stored
         while self.bytes > MAX_BYTES and self.most > 1:
             self._thin()
 

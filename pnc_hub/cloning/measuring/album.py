@@ -50,8 +50,8 @@ class Album:
 
     def photos(self) -> tuple[ShownPhoto, ...]:
         """What all processes have collected; the same in each."""
-        found = sorted(gather_object(list(self._photos)), key=lambda item: item[0])
-        return tuple(photo for kind in KINDS for photo in [one for _, one in found if one.kind == kind][:MOST])
+        collected = sorted(gather_object(list(self._photos)), key=lambda item: item[0])
+        return tuple(photo for kind in KINDS for photo in [one for _, one in collected if one.kind == kind][:MOST])
 
     def _wants(self, kind: str, label: int) -> bool:
         of_kind = sum(count for (other, _), count in self._seen.items() if other == kind)
@@ -80,9 +80,9 @@ class Album:
 def class_names_of(target: nn.Module, shown: Any) -> list[str] | None:
     """What the target's classes are called, by itself or by the folders of its images."""
     count = int(as_classifier(target).num_classes)
-    known = names_of_models.class_names(target, count)
-    if known is not None:
-        return [names_of_models.spoken(names) for names in known]
+    own = names_of_models.class_names(target, count)
+    if own is not None:
+        return [names_of_models.spoken(names) for names in own]
     names = None if shown is None else class_names(shown)
     return names if names is not None and len(names) == count else None
 

@@ -141,10 +141,10 @@ def keep_best(units: Units, worth: Sequence[Tensor], largest: int) -> list[Tenso
         floor = max(1, round(group.count * (1 - LARGEST_CUT)))
         safe.append(values.double().index_fill(0, values.topk(floor).indices, torch.inf).cpu())
     every = torch.cat(safe)
-    places = every.argsort(stable=True).argsort().split([len(values) for values in safe])[1:]  # no two are equal
+    ranks = every.argsort(stable=True).argsort().split([len(values) for values in safe])[1:]  # no two are equal
 
     def left(removed: int) -> list[Tensor]:
-        return [(place >= removed).to(values.device) for place, values in zip(places, worth, strict=True)]
+        return [(rank >= removed).to(values.device) for rank, values in zip(ranks, worth, strict=True)]
 
     def fits(removed: int) -> bool:
         return units.parameters([int(kept.sum()) for kept in left(removed)]) <= largest

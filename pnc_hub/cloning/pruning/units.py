@@ -138,18 +138,18 @@ def _channels(whole: nn.Sequential, example: Tensor) -> Iterator[Group]:
         # parameters outside of layers are pruned with what they scale
         warnings.filterwarnings("ignore", "Unwrapped parameters", UserWarning)
         graph = torch_pruning.DependencyGraph().build_dependency(whole, example_inputs=example)
-    for found in graph.get_all_groups(ignored_layers=[whole[0], whole[2], *projections]):
-        group = _group(found, graph)
+    for dependency in graph.get_all_groups(ignored_layers=[whole[0], whole[2], *projections]):
+        group = _group(dependency, graph)
         if group is not None:
             yield group
 
 
-def _group(found: Any, graph: Any) -> Group | None:
-    """What Torch-Pruning found, or None where it cannot be told which input is whose."""
-    coupled = max(_coupled(dep.target.module) for dep, _ in found)
-    count = len(found[0].idxs) // coupled
+def _group(dependency: Any, graph: Any) -> Group | None:
+    """Torch-Pruning's group as ours, or None where it does not say which input is whose."""
+    coupled = max(_coupled(dep.target.module) for dep, _ in dependency)
+    count = len(dependency[0].idxs) // coupled
     readers, shares = [], []
-    for item in found:
+    for item in dependency:
         layer, roots = item.dep.target.module, item.root_idxs
         if len(roots) != len(item.idxs) or None in roots:
             return None
@@ -167,9 +167,9 @@ def _group(found: Any, graph: Any) -> Group | None:
             shares += [(tensor, 0, len(roots) / len(tensor) / count) for tensor in tensors]
 
     def remove(units: list[int]) -> None:
-        found.prune([unit + part * count for part in range(coupled) for unit in units])
+        dependency.prune([unit + part * count for part in range(coupled) for unit in units])
 
-    return Group(count, readers, shares, remove, found) if readers and count > 1 else None
+    return Group(count, readers, shares, remove, dependency) if readers and count > 1 else None
 
 
 def _reads(dep: Any, graph: Any) -> bool:
@@ -204,13 +204,13 @@ def _heads(tail: nn.Module) -> Iterator[Group]:
         width = proj.in_features
         by_head = [(name, p) for name, p in layer._parameters.items() if p is not None]
         norms = [p for name, p in layer.named_parameters() if name.startswith(("q_norm.", "k_norm."))]
-        known = [*qkv.parameters(), *proj.parameters(), *norms, *(p for _, p in by_head)]
+        understood = [*qkv.parameters(), *proj.parameters(), *norms, *(p for _, p in by_head)]
         if (
             qkv.out_features != 3 * width
             or width % heads
             or any(name != "relative_position_bias_table" or p.shape[-1] != heads for name, p in by_head)
             or any(p.shape != (width // heads,) for p in norms)
-            or len(known) != len(list(layer.parameters()))
+            or len(understood) != len(list(layer.parameters()))
         ):
             continue
         inputs = torch.arange(width, device=proj.weight.device)
