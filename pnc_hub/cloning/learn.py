@@ -119,16 +119,7 @@ def clone(
         raise ValueError(
             f"keep is in (0, 1], epochs at least 0, learning_rate above 0; {keep=} {epochs=} {learning_rate=}"
         )
-    session = Session(
-        locality_budget=locality_budget,
-        held_out=held_out,
-        batch_size=batch_size,
-        workers=workers,
-        seed=seed,
-        device=device,
-        progress=progress,
-        hub_ids=(source_id, target_id),
-    )
+    session = Session(locality_budget, held_out, batch_size, workers, seed, device, progress, (source_id, target_id))
     if source_args is None and isinstance(source, str):
         source_args = named_arguments(source)
     source, source_id, license = named_model(source, source_id, license)

@@ -100,16 +100,7 @@ def port(
         >>> ported = pnc_hub.port("user/clone-birds", "vit_small_patch16_224", "photos/")  # doctest: +SKIP
         >>> ported.push_to_hub("user/clone-birds")  # doctest: +SKIP
     """
-    session = Session(
-        locality_budget=locality_budget,
-        held_out=held_out,
-        batch_size=batch_size,
-        workers=workers,
-        seed=seed,
-        device=device,
-        progress=progress,
-        hub_ids=(target_id,),
-    )
+    session = Session(locality_budget, held_out, batch_size, workers, seed, device, progress, (target_id,))
     clone = open_clone(clone)
     target, target_id, _ = named_model(target, target_id, None, TargetError)
     target = unwrapped(target)

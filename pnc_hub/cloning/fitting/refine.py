@@ -27,23 +27,14 @@ ANCHOR = 0.3  # weight of the level of the logits
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to refine.
+    """How to refine."""
 
-    Attributes:
-        epochs: number of passes; parts of one count.
-        rate: largest learning rate.
-        tune: whether the copy of the tail is trained too.
-        universal: whether the tail should also serve targets without an adapter.
-        flip: whether a mirrored image shows the same class.
-        anchored: whether the level of the clone's logits matters (``distillation_loss``).
-    """
-
-    epochs: float
-    rate: float
-    tune: bool
-    universal: bool = True
-    flip: bool = True
-    anchored: bool = False
+    epochs: float  # number of passes; parts of one count
+    rate: float  # largest learning rate
+    tune: bool  # whether the copy of the tail is trained too
+    universal: bool = True  # whether the tail should also serve targets without an adapter
+    flip: bool = True  # whether a mirrored image shows the same class
+    anchored: bool = False  # whether the level of the clone's logits matters (``distillation_loss``)
 
 
 def refine(
@@ -59,16 +50,8 @@ def refine(
 ) -> float:
     """Train ``module`` in place; it ends as it was at its best held-out score, which is returned.
 
-    Args:
-        module: adapter, tail and head.
-        networks: source and target.
-        accelerator: runs the loop.
-        pair: (insertion point, cut).
-        batches: batches of (images, position among the cloned classes or -1).
-        score: of the module on held-out images, before the first pass, after each and at the end.
-        recipe: passes, rate, what is trained.
-        generator: of the augmentation.
-        tick: called after every step.
+    ``pair`` is (insertion point, cut), ``batches`` are of (images, position among the cloned classes or -1). ``score`` is asked
+    before the first pass, after each and at the end; ``generator`` is that of the augmentation, ``tick`` called at every step.
     """
     steps = round(recipe.epochs * len(batches))
     best = score(module)

@@ -29,17 +29,11 @@ PER_STAGE = 2
 
 @dataclass
 class Candidate:
-    """A way to stitch the source's tail to the target.
+    """A way to stitch the source's tail to the target."""
 
-    Attributes:
-        insertion: where the target is read.
-        cut: where the source is cut.
-        adapter: the closed-form adapter between them.
-    """
-
-    insertion: InsertionPoint
-    cut: InsertionPoint
-    adapter: Adapter
+    insertion: InsertionPoint  # where the target is read
+    cut: InsertionPoint  # where the source is cut
+    adapter: Adapter  # the closed-form adapter between them
 
 
 # by insertion point and the cut's grid: the cuts whose maps are fitted side by side

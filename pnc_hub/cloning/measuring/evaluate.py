@@ -34,23 +34,14 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True)
 class Observed:
-    """What was seen of a clone on held-out images.
+    """What was seen of a clone on held-out images."""
 
-    Attributes:
-        width: number of the target's classes.
-        count: number of cloned classes.
-        new: images of the cloned classes.
-        old: images of the target's classes, if there were any.
-        alone: answer [N] and confidence [N] of the target alone on ``old``.
-        restored: whether outputs and state were the same bit for bit once the clone was gone.
-    """
-
-    width: int
-    count: int
-    new: Side
-    old: Side | None
-    alone: tuple[Tensor, Tensor] | None
-    restored: bool
+    width: int  # number of the target's classes
+    count: int  # number of cloned classes
+    new: Side  # images of the cloned classes
+    old: Side | None  # images of the target's classes, if there were any
+    alone: tuple[Tensor, Tensor] | None  # answer [N] and confidence [N] of the target alone on ``old``
+    restored: bool  # whether outputs and state were the same bit for bit once the clone was gone
 
     def shares(self) -> dict[str, Any]:
         """What ``measure`` returns."""

@@ -23,21 +23,13 @@ PROJECTIONS = (".qkv", ".q", ".k", ".v", ".kv", ".proj")
 
 @dataclass
 class Group:
-    """Units of one kind, of which any may be removed.
+    """Units of one kind, of which any may be removed."""
 
-    Attributes:
-        count: how many units there are.
-        readers: (layer, its inputs, the unit that each of these inputs belongs to).
-        shares: (tensor, dimension, share of the dimension that goes with each unit).
-        remove: cuts units out, given their positions.
-        dependency: Torch-Pruning's group, where it is one.
-    """
-
-    count: int
-    readers: list[tuple[nn.Module, Tensor, Tensor]]
-    shares: list[tuple[Tensor, int, float]]
-    remove: Callable[[list[int]], None]
-    dependency: Any = None
+    count: int  # how many units there are
+    readers: list[tuple[nn.Module, Tensor, Tensor]]  # (layer, its inputs, the unit that each of these belongs to)
+    shares: list[tuple[Tensor, int, float]]  # (tensor, dimension, share of the dimension that goes with each unit)
+    remove: Callable[[list[int]], None]  # cuts units out, given their positions
+    dependency: Any = None  # Torch-Pruning's group, where it is one
 
     @property
     def simple(self) -> bool:
@@ -54,15 +46,10 @@ class Group:
 
 @dataclass
 class Units:
-    """All groups of a network, and how its size follows from what is kept.
-
-    Attributes:
-        groups: the groups.
-        size: parameters of the whole network.
-    """
+    """All groups of a network, and how its size follows from what is kept."""
 
     groups: list[Group]
-    size: int
+    size: int  # parameters of the whole network
     tensors: dict[int, tuple[int, dict[int, list[tuple[int, float]]]]] = field(init=False)
 
     def __post_init__(self) -> None:

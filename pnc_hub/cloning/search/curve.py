@@ -31,25 +31,15 @@ GLANCE, IMAGES, SHORTLIST = 32, 200, 12
 
 @dataclass(frozen=True)
 class Judged:
-    """One point of the curve.
+    """One point of the curve."""
 
-    Attributes:
-        candidate: where the target is read and the source is cut, with the closed-form adapter.
-        match: share of the source's logits' variance that is reproduced on held-out images (R2).
-        tar: accuracy among the cloned classes.
-        avg_u: mean of old and new accuracy of the joint answer; None without images of others.
-        auroc: of the gate; None without images of others.
-        parameters: of adapter, tail (unpruned on the curve) and head.
-        macs: multiply-accumulates of the same for one image.
-    """
-
-    candidate: Candidate
-    match: float
-    tar: float
-    avg_u: float | None
-    auroc: float | None
-    parameters: int
-    macs: int
+    candidate: Candidate  # where the target is read and the source is cut, with the closed-form adapter
+    match: float  # share of the source's logits' variance that is reproduced on held-out images (R2)
+    tar: float  # accuracy among the cloned classes
+    avg_u: float | None  # mean of old and new accuracy of the joint answer; None without images of others
+    auroc: float | None  # of the gate; None without images of others
+    parameters: int  # of adapter, tail (unpruned on the curve) and head
+    macs: int  # multiply-accumulates of the same for one image
 
     @property
     def score(self) -> tuple[float, float]:
