@@ -5,6 +5,7 @@ import gc
 import hashlib
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from torch import nn
@@ -119,6 +120,11 @@ def _made(
 
 def images(count: int = 4, seed: int = 0, side: int = SIDE, channels: int = 3) -> torch.Tensor:
     return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def slow(*values, id=None):
+    """A case of a parametrized test that the quick suite leaves out."""
+    return pytest.param(*values, marks=pytest.mark.slow, id=id)
 
 
 def sha256(path: Path) -> str:

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from common import images, tiny_clone, tiny_model
+from common import images, slow, tiny_clone, tiny_model
 from torch import nn
 
 import pnc_hub
-from hostile.harness import change, put, read_config, refused, sealed, untouched, without, write_config
+from hostile.harness import by_number, change, put, read_config, refused, sealed, untouched, without, write_config
 from pnc_hub.artifact.files import CONFIG
 from pnc_hub.errors import ClassCollisionError, FingerprintMismatchError, InsertionPointError, PncHubError, TargetError
 from pnc_hub.models.fingerprint import fingerprint
@@ -28,13 +28,13 @@ NOT_PATHS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(NOT_PATHS.values()), ids=list(NOT_PATHS))
+@by_number(NOT_PATHS, "name")
 def test_cuts_that_are_none(clone_folder, target, name):
     change(clone_folder, "cut", name)
     refused(target, clone_folder, file=CONFIG)
 
 
-@pytest.mark.parametrize("name", list(NOT_PATHS.values()), ids=list(NOT_PATHS))
+@by_number(NOT_PATHS, "name")
 def test_insertion_points_that_are_none(clone_folder, target, name):
     """Those of the form of a path are looked for in the target, where there is none of that name."""
     config = read_config(clone_folder)
@@ -77,7 +77,9 @@ def test_modules_that_are_not_what_is_said_of_them(clone_folder, target, module,
 
 
 @pytest.mark.parametrize(
-    ("grid", "prefix_tokens"), [([2, 8], 1), ([8, 2], 1), ([1, 16], 1), ([4, 4], 0), ([4, 4], 2)], ids=str
+    ("grid", "prefix_tokens"),
+    [([2, 8], 1), ([4, 4], 0), *(slow(*case) for case in (([8, 2], 1), ([1, 16], 1), ([4, 4], 2)))],
+    ids=str,
 )
 def test_c69_tokens_arranged_in_another_way(tmp_path, grid, prefix_tokens):
     """Sixteen tokens are a map of 4 x 4, and of 2 x 8 as well."""
@@ -108,7 +110,7 @@ def refused_while_attached(model, folder, kind) -> None:
     assert torch.equal(model(images()), before)
 
 
-@pytest.mark.parametrize("inside", ["adapter.map", "tail.layer3", "head", "_branch", "module.tail"])
+@pytest.mark.parametrize("inside", ["tail.layer3", *map(slow, ["adapter.map", "head", "_branch", "module.tail"])])
 def test_c74_a_point_inside_an_attached_clone(clone_folder, saved_clone, target, inside):
     """The modules of a clone are none of the target's."""
     reading(target, clone_folder, inside)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from common import slow
 from huggingface_hub import ModelCard
 
 import pnc_hub
@@ -78,7 +79,7 @@ def test_d81_a_million_labels(clone_folder, target):
     refused(target, clone_folder, file=CONFIG)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 6], ids=lambda count: f"D82-{count} labels")
+@pytest.mark.parametrize("count", [2, 4, *map(slow, [1, 6])], ids=lambda count: f"D82-{count} labels")
 def test_other_labels_than_the_head_has_rows(clone_folder, target, count):
     classes = [{"label": f"c{place}", "source_index": place} for place in range(count)]
     change(clone_folder, "classes", classes)
@@ -102,7 +103,9 @@ def test_cards_are_not_read(clone_folder, saved_clone, target, case):
     harmless(target, clone_folder, saved_clone)
 
 
-@pytest.mark.parametrize("place", ["adapters/0/metrics/regime", "pnc_hub_version", "source/hub_id", "source/license"])
+@pytest.mark.parametrize(
+    "place", ["source/license", *map(slow, ["adapters/0/metrics/regime", "pnc_hub_version", "source/hub_id"])]
+)
 def test_d83_front_matter_elsewhere(clone_folder, target, place):
     config = read_config(clone_folder)
     write_config(clone_folder, put(config, place, "x\n---\nlibrary_name: evil"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import images
+from common import images, slow
 from hub_fixtures import change_weights, requested
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from loopback_hub import LoopbackHub, faults
@@ -27,7 +27,7 @@ from pnc_hub.errors import (
 from pnc_hub.hub.verification import FAILED, verify
 
 HUGE = 2 << 30  # bytes
-STATUSES = (400, 401, 403, 404, 409, 412, 416, 429, 500, 503)
+STATUSES = (400, 403, 404, 409, 412, 416, 429, 500, 503)
 
 NO_NAMES = ("..", "../x", "alice/..", "alice/a--b", "a--b/x", "alice/x.git", f"alice/{'x' * 97}", "alice/x/y", "~/x")
 NO_NAMES += (
@@ -136,6 +136,7 @@ class TestRepositories:
         present = {path.name for path in reader.options["cache_dir"].rglob("*") if not path.is_dir()}
         assert not present & {name.rpartition("/")[2] for name in theirs}
 
+    @pytest.mark.slow
     def test_e92_five_thousand_files(self, hub, reader, saved_clone):
         """Attaching asks for its own alone, and for no list; verifying gets the list, and names five of them."""
         repository = hub._state.repositories[reader.repo]
@@ -170,7 +171,7 @@ class TestRepositories:
         api.create_commit(reader.repo, gone, commit_message="leave the twin")
         assert reader.refused(kind=CloneNotFoundError).file == "config.json"
 
-    @pytest.mark.parametrize("name", NO_NAMES)
+    @pytest.mark.parametrize("name", [*NO_NAMES[:5], *map(slow, NO_NAMES[5:])])
     def test_e104_names_of_no_repository(self, hub, target, tmp_path, monkeypatch, name):
         """The Hub is not even asked."""
         monkeypatch.chdir(tmp_path)
@@ -182,7 +183,7 @@ class TestRepositories:
         assert hub.requests == []
 
     @pytest.mark.parametrize(
-        "revision", ["..", "../../../../x", "refs/../../x", "x" * 500, "a\nb", "a b", "%2e%2e%2fx"]
+        "revision", ["..", "x" * 500, *map(slow, ["../../../../x", "refs/../../x", "a\nb", "a b", "%2e%2e%2fx"])]
     )
     def test_e104_names_of_no_revision(self, reader, tmp_path, revision):
         error = reader.refused(name=f"{reader.repo}@{revision}")
@@ -222,11 +223,12 @@ class TestAnswers:
     @pytest.mark.parametrize(
         "effect",
         [
-            pytest.param(faults.drop(), id="E95-dropped"),
+            slow(faults.drop(), id="E95-dropped"),
             pytest.param(faults.redirect(), id="E97-loop"),
             pytest.param(faults.redirect("file:///etc/passwd"), id="E98-file"),
-            pytest.param(faults.redirect("//"), id="E98-nowhere"),
-            *(pytest.param(faults.refuse(status), id=f"E100-{status}") for status in STATUSES),
+            slow(faults.redirect("//"), id="E98-nowhere"),
+            pytest.param(faults.refuse(401), id="E100-401"),
+            *(slow(faults.refuse(status), id=f"E100-{status}") for status in STATUSES),
         ],
     )
     def test_nothing_is_delivered(self, hub, reader, tmp_path, effect):
@@ -238,8 +240,8 @@ class TestAnswers:
         "effect",
         [
             pytest.param(faults.cut(9), id="E95-cut"),
-            pytest.param(faults.html(), id="E99-html"),
-            pytest.param(faults.replace(b"null", "application/json"), id="E99-null"),
+            slow(faults.html(), id="E99-html"),
+            slow(faults.replace(b"null", "application/json"), id="E99-null"),
             pytest.param(faults.replace(b"[" * 100_000, "application/json"), id="E99-nesting"),
         ],
     )
@@ -296,7 +298,7 @@ class TestMoves:
         clone = Clone.from_pretrained(change_weights(clone_folder))
         return clone.push_to_hub(repo, token=token).oid, clone
 
-    @pytest.mark.parametrize("request_", ["HEAD .*/model.safetensors", "GET /lfs/", "HEAD .*/adapters"])
+    @pytest.mark.parametrize("request_", ["HEAD .*/model.safetensors", *map(slow, ["GET /lfs/", "HEAD .*/adapters"])])
     def test_e101_a_tag_that_moves(self, hub, api, repo, published, reader, moved, saved_clone, request_):
         def move(request, answer):
             api.delete_tag(repo, tag="v1")
@@ -308,7 +310,7 @@ class TestMoves:
             assert fault.remaining == 0
         assert reader.answers(moved[1], f"{repo}@v1") == moved[0]
 
-    @pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "removed"])
+    @pytest.mark.parametrize("is_kept", [slow(True, id="kept"), pytest.param(False, id="removed")])
     def test_e102_a_branch_that_is_pushed_over(self, hub, repo, published, reader, moved, saved_clone, is_kept):
         """Its history is another one now, and the Hub may have forgotten the commit that was resolved."""
         repository = hub._state.repositories[repo]

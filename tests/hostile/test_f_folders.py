@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from common import slow
 from hub_fixtures import change_weights
 
 import pnc_hub
@@ -40,7 +41,7 @@ def test_f107_a_link_to_a_folder(clone_folder, target, file):
 
 
 @FILES
-@pytest.mark.parametrize("kind", ["fifo", "socket", "device", "endless device", "loop", "process"])
+@pytest.mark.parametrize("kind", ["fifo", "endless device", *map(slow, ["socket", "device", "loop", "process"])])
 def test_f108_what_is_no_regular_file(clone_folder, target, file, kind):
     """Opening some of these waits for ever, reading others never ends."""
     path = clone_folder / file
@@ -111,7 +112,9 @@ def test_f111_a_file_that_changes_before_it_is_published(api, clone_folder, repo
     assert not api.repo_exists(repo)
 
 
-@pytest.mark.parametrize("request_", ["POST /api/validate-yaml", "POST .*/preupload/", "PUT /lfs/", "POST .*/commit/"])
+@pytest.mark.parametrize(
+    "request_", ["PUT /lfs/", *map(slow, ["POST /api/validate-yaml", "POST .*/preupload/", "POST .*/commit/"])]
+)
 def test_f111_files_that_change_while_they_are_published(hub, clone_folder, target, repo, token, tmp_path, request_):
     """What is published is what was read, whole."""
 
@@ -176,7 +179,9 @@ class Interrupting:
                 raise self.error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError], ids=["F115-interrupt", "G118-error"])
+@pytest.mark.parametrize(
+    "error", [pytest.param(KeyboardInterrupt, id="F115-interrupt"), slow(MemoryError, id="G118-error")]
+)
 def test_an_exception_at_any_step_of_attach(saved_clone, target, error):
     """Wherever attaching is interrupted, the model is what it was, or the clone is attached whole."""
     clone = Clone.from_pretrained(saved_clone)

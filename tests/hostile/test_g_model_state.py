@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from common import images, tiny_clone, tiny_model
+from common import images, slow, tiny_clone, tiny_model
 from torch import nn
 
 import pnc_hub
@@ -41,8 +41,8 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("state", list(STATES.values()), ids=list(STATES))
-@pytest.mark.parametrize("damage", ["tensor missing", "truncated"])
+@pytest.mark.parametrize("state", [pytest.param(state, id=name) for name, state in STATES.items()])
+@pytest.mark.parametrize("damage", ["tensor missing", slow("truncated")])
 def test_a_bad_artifact_touches_no_model(clone_folder, target, state, damage):
     model = state(copy.deepcopy(target))
     data = (clone_folder / WEIGHTS).read_bytes()
@@ -65,7 +65,7 @@ def test_g116_a_model_on_the_meta_device(clone_folder, target):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "pickled", "no object"])
+@pytest.mark.parametrize("damage", ["truncated", *map(slow, ["pickled", "no object"])])
 def test_g116_a_model_in_ddp(clone_folder, target, alone, damage):
     """The model inside is what a clone is attached to."""
     model = nn.parallel.DistributedDataParallel(target)
@@ -126,7 +126,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt], ids=lambda error: f"G119-{error.__name__}")
-@pytest.mark.parametrize("where", ["conv_stem", "blocks.3.3", "classifier", ""])
+@pytest.mark.parametrize("where", ["blocks.3.3", *map(slow, ["conv_stem", "classifier", ""])])
 def test_hooks_of_others_that_raise_during_the_probe(saved_clone, target, error, where):
     """The error is theirs; nothing of the probe stays behind."""
     with untouched(target), pnc_hub.attach(target, saved_clone) as attachment:

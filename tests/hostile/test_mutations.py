@@ -15,10 +15,9 @@ from pnc_hub import Clone
 from pnc_hub.artifact.files import CONFIG, PROBE, TRUNK, WEIGHTS
 from pnc_hub.errors import ArtifactError, PncHubError
 
-pytestmark = pytest.mark.slow
 EXAMPLES = 250
 FILES = (WEIGHTS, TRUNK, PROBE, "adapters/mobilenetv2_035.safetensors", "adapters/universal.safetensors")
-SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+SETTINGS = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +53,20 @@ def mutate(data: bytes, kind: str, seed: int) -> bytes:
 KINDS = st.sampled_from(["flip", "overwrite", "insert", "remove", "cut", "repeat"])
 
 
+@pytest.mark.parametrize("kind", ["flip", "remove"])
+@pytest.mark.parametrize("which", range(4))
+def test_a_change_of_each_file(folder, saved_clone, target, was, which, kind):
+    damaged(folder, saved_clone, target, was, which, kind, seed=which)
+
+
+@pytest.mark.slow
 @given(which=st.integers(0, 3), kind=KINDS, seed=st.integers(0, 2**32))
 @settings(SETTINGS, max_examples=EXAMPLES)
 def test_bytes_of_any_file(folder, saved_clone, target, was, which, kind, seed):
+    damaged(folder, saved_clone, target, was, which, kind, seed)
+
+
+def damaged(folder, saved_clone, target, was, which, kind, seed) -> None:
     """As damage does it: the digests are those of the files as they were."""
     file = [CONFIG, WEIGHTS, file_of(read_config(saved_clone)["adapters"][0]), "probe.safetensors"][which]
     data = (saved_clone / file).read_bytes()
@@ -82,6 +92,7 @@ def refused_or_the_same(target, was, folder, saved_clone, file, same) -> None:
     assert everything(target) == was
 
 
+@pytest.mark.slow
 @given(kind=KINDS, seed=st.integers(0, 2**32))
 @settings(SETTINGS, max_examples=EXAMPLES // 2)
 def test_bytes_of_the_weights_with_their_digest(folder, saved_clone, target, was, kind, seed):
@@ -120,6 +131,7 @@ def paths(value, at=()):
 COMPUTED = {"preprocess", "insertion", "tail", "cut", "model_args", "architecture"}
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(SETTINGS, max_examples=EXAMPLES // 2)
 def test_values_of_the_configuration_with_its_digest(folder, saved_clone, target, was, data):

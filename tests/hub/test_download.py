@@ -4,13 +4,12 @@ import pickle
 
 import pytest
 import torch
-from common import images, tiny_clone, tiny_model
+from common import images, sha256, tiny_clone, tiny_model
 from hub_fixtures import requested
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 import pnc_hub
 from pnc_hub import Clone
-from pnc_hub.artifact import files
 from pnc_hub.errors import CloneNotFoundError, PublishError
 from pnc_hub.hub.download import is_repo_id, split_revision
 
@@ -84,7 +83,7 @@ class TestAttaching:
             return requested(hub, "GET")
 
         adapter = next(path for path in (saved_clone / "adapters").iterdir() if path.stem != "universal")
-        assert fetched() == sorted(["config.json", *map(files.sha256, (saved_clone / "model.safetensors", adapter))])
+        assert fetched() == sorted(["config.json", *map(sha256, (saved_clone / "model.safetensors", adapter))])
         assert fetched() == []
         hub.requests.clear()
         pnc_hub.attach(target, f"{repo}@{published}", token=token, cache_dir=tmp_path).detach()

@@ -84,12 +84,6 @@ class TestEffects:
             assert own_hub.requests[-1].status == 0
             assert (alice.model_info(REPO).sha != before) == is_done
 
-    def test_sleep(self, own_hub, info):
-        own_hub.fail("GET", faults.sleep(0.2))
-        start = time.monotonic()
-        assert send("GET", info).status == 200
-        assert time.monotonic() - start >= 0.2
-
     def test_a_hub_that_sleeps_answers_others(self, own_hub, info):
         fault = own_hub.fail("GET /slow", faults.sleep(60))
         with socket.create_connection(urlsplit(info).netloc.split(":")) as connection:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from common import tiny_clone, tiny_model
+from common import slow, tiny_clone, tiny_model
 from hub_fixtures import change_weights, contents, edit, heads, requested
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from loopback_hub import faults
@@ -337,7 +337,7 @@ class TestFailures:
         with pytest.raises(PublishError, match="was not published"):
             Clone.from_pretrained(saved_clone).push_to_hub(repo, token=token)
 
-    @pytest.mark.parametrize("count", [25, pytest.param(200, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("count", [15, slow(200)])
     def test_a_fault_at_any_request_leaves_the_old_clone_or_the_new_one(
         self, hub, api, repo, clone_folder, token, impatient, count
     ):

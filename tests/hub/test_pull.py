@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import images, tiny_model
+from common import images, slow, tiny_model
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from loopback_hub import faults
 
@@ -55,8 +55,8 @@ class TestNotThere:
 
 class TestFailures:
     @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-    @pytest.mark.parametrize("status", [403, 429, 500, 503])
-    @pytest.mark.parametrize("force_download", [False, True])
+    @pytest.mark.parametrize("status", [403, 503, *map(slow, [429, 500])])
+    @pytest.mark.parametrize("force_download", [False, slow(True)])
     def test_a_hub_that_does_not_deliver(
         self, hub, repo, published, target, token, tmp_path, impatient, file, status, force_download
     ):
@@ -233,6 +233,7 @@ class TestCache:
         assert (error.value.repo_id, error.value.revision, error.value.file) == (repo, published, "model.safetensors")
         pnc_hub.attach(target, repo, token=token, cache_dir=tmp_path).detach()
 
+    @pytest.mark.slow
     def test_many_processes_fill_it_at_the_same_moment(
         self, repo, published, target, token, tmp_path, saved_clone, monkeypatch
     ):

@@ -52,7 +52,7 @@ class Process:
     def __init__(self, hub: LoopbackHub, home: Path) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), **QUICKLY}
-        command = [sys.executable, "-c", "import test_xet; test_xet.obey()"]
+        command = [sys.executable, "-c", f"from {__name__} import obey; obey()"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         self._process = subprocess.Popen(command, env=inherited | own, **pipes)
 
