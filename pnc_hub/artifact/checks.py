@@ -121,6 +121,15 @@ def series(value: dict[str, dict[str, list[Any]]]) -> None:
             metrics(dict(zip(table, row, strict=True)))
 
 
+def passes(check: Callable[[Any], None], value: Any) -> bool:
+    """Whether ``value`` is a text that passes ``check``."""
+    try:
+        check(value)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, str)
+
+
 module_path = matching(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "module path")
 sha256 = matching(r"[0-9a-f]{64}", "sha256")
 commit = matching(r"[0-9a-f]{40}", "commit sha")

@@ -15,7 +15,7 @@ from torch import Tensor
 from pnc_hub.artifact import files, probe
 from pnc_hub.artifact.assembly import assemble
 from pnc_hub.artifact.config import AdapterConfig, CloneConfig
-from pnc_hub.artifact.storage import Memory, Storage
+from pnc_hub.artifact.storage import Storage
 from pnc_hub.errors import CloneNotFoundError, MalformedArtifactError, ProbeError, located
 from pnc_hub.models.preprocess import Preprocess
 from pnc_hub.module import CloneModule, Gate
@@ -52,7 +52,7 @@ class Contents:
     ) -> None:
         """Files that are not in ``tensors`` are read from ``storage`` when they are needed; without one there are no others."""
         self.config, self.tensors = config, tensors
-        self.storage: Storage = storage or Memory(tensors)
+        self.storage = storage or Storage()
         self._read_from = ""  # sha256 of the config.json that it was read from
 
     @classmethod
@@ -153,7 +153,7 @@ class Contents:
         def read(file: str, expected: dict[str, files.TensorSpec]) -> dict[str, Tensor]:
             if file in self.tensors or self.storage.holds(file):
                 tensors = self.read(file, expected)
-                sizes[file] = self.storage.header(file).size
+                sizes[file] = self.nbytes(file) if self.origin is None else self.storage.header(file).size
             else:
                 tensors, header = files.without_memory(expected), self.storage.header(file, self._digest(file))
                 header.check(expected)

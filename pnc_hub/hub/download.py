@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pnc_hub.artifact import files
+from pnc_hub.artifact import checks, files
 from pnc_hub.artifact.files import Header
-from pnc_hub.errors import ArtifactError, CloneNotFoundError, HubError, IntegrityError, MalformedArtifactError, located
+from pnc_hub.artifact.storage import Storage
+from pnc_hub.errors import CloneNotFoundError, IntegrityError, MalformedArtifactError
+from pnc_hub.hub.client import api, explained, retried
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    pass
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-_REPO_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*/[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
-# Seconds before a request is made again that failed for no reason of its own and that the client does not repeat.
-DELAYS = (0.5, 2.0)
 _FIRST = 16 << 10  # bytes; the headers of most clones are shorter
 _OTHER_ON_RECORD = f"the Hub has another sha256 on record than {files.CONFIG}"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-Result = TypeVar("Result")
 
 
 def split_revision(name: str, revision: str | None) -> tuple[str, str | None]:
@@ -54,10 +47,10 @@ def split_revision(name: str, revision: str | None) -> tuple[str, str | None]:
 
 def is_repo_id(name: str) -> bool:
     """Whether ``name`` has the form ``user/name`` of a Hub repository."""
-    return _REPO_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
+    return "/" in name and checks.passes(checks.hub_id, name)
 
 
-class Hub:
+class Hub(Storage):
     """The storage of a clone on the Hub: all files are from the commit at which config.json was found."""
 
     def __init__(self, repo_id: str, revision: str | None, **options: Any) -> None:
@@ -73,7 +66,8 @@ class Hub:
             HubError: the Hub refused or failed, or the cache can not be written.
             IntegrityError: what arrived is not what the Hub has a record of.
         """
-        self.name = self.origin = repo_id
+        self.name: str = repo_id
+        self.origin: str = repo_id
         self.options = options
         self.sizes: dict[str, int] = {}
         self.config = self._download(files.CONFIG, revision, files.MAX_CONFIG_BYTES)
@@ -99,7 +93,8 @@ class Hub:
         if self.holds(file):
             return files.read_header(self.path(file), file)
         with explained(self.name, self.revision, file):
-            entries = retried(lambda: self._api().get_paths_info(self.name, [file], revision=self.revision))
+            token = self.options.get("token")
+            entries = retried(lambda: api(token).get_paths_info(self.name, [file], revision=self.revision))
         if not entries or not isinstance(entries[0], RepoFile):
             raise CloneNotFoundError("the repository has no such file", file=file)
         size, lfs = entries[0].size, entries[0].lfs
@@ -121,10 +116,7 @@ class Hub:
     def names(self) -> Iterable[str]:
         """All files of the repository at this commit."""
         with explained(self.name, self.revision, "the list of its files"):
-            return retried(lambda: self._api().list_repo_files(self.name, revision=self.revision))
-
-    def _api(self) -> HfApi:
-        return client(self.options.get("token"))
+            return retried(lambda: api(self.options.get("token")).list_repo_files(self.name, revision=self.revision))
 
     def _first_bytes(self, file: str, count: int) -> bytes:
         """At most ``count`` bytes, also from a server that does not know ranges."""
@@ -189,43 +181,6 @@ class Hub:
             return path
 
 
-def client(token: str | bool | None) -> HfApi:
-    """The Hub's client, which says who asks."""
-    from huggingface_hub import HfApi
-
-    return HfApi(token=token, library_name="pnc-hub")
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later: the Hub failed, or the connection broke off."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-    )
-
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (500, 502, 503, 504)
-    if isinstance(error, (ArtifactError, LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled)):
-        return False
-    transport = HfHubHTTPError.__bases__[0]  # of the HTTP library, which is another one in other versions of the client
-    # hf_xet raises RuntimeError and ConnectionError; the client OSError without a number where a size is wrong
-    return isinstance(error, (transport, RuntimeError, OSError)) and getattr(error, "errno", None) is None
-
-
-def retried(call: Callable[[], Result], is_repeatable: Callable[[Exception], bool] = is_transient) -> Result:
-    """The result of ``call``, which is made again, at most twice, where ``is_repeatable`` says that this may help."""
-    for delay in DELAYS:
-        try:
-            return call()
-        except Exception as error:
-            if not is_repeatable(error):
-                raise
-        time.sleep(delay)
-    return call()
-
-
 def _digest_like(content: bytes, recorded: str) -> str:
     """The digest of ``content`` of the kind that the Hub records: sha256 of large files, git's sha1 of others."""
     if len(recorded) == 64:
@@ -257,84 +212,3 @@ def _bounded(limit: int, file: str) -> type:
                 raise MalformedArtifactError(f"{size} bytes or more, and {limit} are allowed", file=file)
 
     return Bounded
-
-
-@contextmanager
-def explained(repo_id: str, revision: str | None, file: str) -> Iterator[None]:
-    """What the client raises within becomes an error of ours, with the remedy."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    with located(repo_id=repo_id, revision=revision, file=file):
-        try:
-            yield
-        except ArtifactError:
-            raise
-        except Exception as error:  # huggingface_hub, its HTTP client and hf_xet each raise errors of their own
-            # where a copy in the cache would have served, the client wraps what the Hub answered
-            answer = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
-            kind, reason = _explanation(answer)
-            raise kind(reason) from error
-
-
-def _explanation(error: BaseException) -> tuple[type[ArtifactError], str]:
-    from huggingface_hub import errors as theirs
-
-    known: tuple[tuple[type[Exception], type[ArtifactError], str], ...] = (  # a class stands before its bases
-        (
-            theirs.GatedRepoError,
-            HubError,
-            "the repository is gated: ask for access on its page, then log in (hf auth login)",
-        ),
-        (
-            theirs.DisabledRepoError,
-            HubError,
-            "the Hub has disabled access to the repository: see its page for the reason, or take another clone",
-        ),
-        (
-            theirs.RepositoryNotFoundError,
-            CloneNotFoundError,
-            "no such repository on the Hub, or it is private: check the name, or log in (hf auth login)",
-        ),
-        (
-            theirs.RevisionNotFoundError,
-            CloneNotFoundError,
-            "the repository has no such revision (branch, tag, pull request or commit); give one of those on its page",
-        ),
-        (
-            theirs.LocalEntryNotFoundError,
-            CloneNotFoundError,
-            "not in the local cache, and the Hub was not asked or could not be reached; fetch it once while connected",
-        ),
-        (
-            theirs.EntryNotFoundError,
-            CloneNotFoundError,
-            "the repository has no such file, so it holds no clone; check the name and the revision",
-        ),
-        (theirs.HFValidationError, CloneNotFoundError, f"not a valid Hub id ({first_line(error)}); give 'user/name'"),
-    )
-    for met, kind, reason in known:
-        if isinstance(error, met):
-            return kind, reason
-    return HubError, _failure(error)
-
-
-def _failure(error: BaseException) -> str:
-    """What else went wrong, and what to do about it."""
-    said = first_line(error)
-    number = getattr(error, "errno", None)
-    if number is not None:
-        state = "is full" if number in _NO_ROOM else "can not be written"
-        return f"the cache {state} ({said}): make room or give leave, or name another folder with cache_dir="
-    remedy = {
-        401: "log in again (hf auth login), or pass token=False for a public clone",
-        403: "ask its owner for access, or log in with another account (hf auth login)",
-        429: "it limits how often it is asked: wait, and log in to be allowed more (hf auth login)",
-    }
-    status: Any = getattr(getattr(error, "response", None), "status_code", None)
-    return f"the Hub did not deliver it ({said}); {remedy.get(status, 'try again later')}"
-
-
-def first_line(error: BaseException) -> str:
-    """What ``error`` says, shortened."""
-    text = getattr(error, "server_message", None) or str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0][:300]

@@ -11,7 +11,7 @@ import getpass
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,14 +174,7 @@ def _parse(entries: Any, file: str) -> dict[str, Pin]:
 
 
 def _is_entry(entry: Any) -> bool:
-    def passes(check: Callable[[str | None], None], value: Any) -> bool:
-        try:
-            check(value)
-        except (TypeError, ValueError):
-            return False
-        return isinstance(value, str)
-
     if not isinstance(entry, Mapping) or set(entry) != {"revision", "files"} or not isinstance(entry["files"], Mapping):
         return False
-    known = entry["revision"] is None or passes(checks.commit, entry["revision"])
-    return known and bool(entry["files"]) and all(passes(checks.sha256, digest) for digest in entry["files"].values())
+    known = entry["revision"] is None or checks.passes(checks.commit, entry["revision"])
+    return known and bool(entry["files"]) and all(checks.passes(checks.sha256, one) for one in entry["files"].values())

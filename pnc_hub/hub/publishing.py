@@ -13,7 +13,7 @@ from pnc_hub.artifact import files
 from pnc_hub.artifact.config import LIBRARY_NAME, AdapterConfig, CloneConfig
 from pnc_hub.artifact.contents import Contents
 from pnc_hub.errors import FormatVersionError, MalformedArtifactError, PublishError
-from pnc_hub.hub import card, download
+from pnc_hub.hub import card, client, download
 from pnc_hub.hub.folder import fill
 
 if TYPE_CHECKING:
@@ -63,14 +63,14 @@ def push(
         raise PublishError(f"{repo_id!r} is no Hub repository; give 'user/name'")
     clone.load()  # every file is verified
     with tempfile.TemporaryDirectory(prefix="pnc-hub-") as folder:
-        publication = _Publication(clone, download.client(token), repo_id, revision, Path(folder))
+        publication = _Publication(clone, client.api(token), repo_id, revision, Path(folder))
         try:
             publication.create(private)
             # A pull request can be opened twice, so it is tried once. A commit whose answer was lost is in: the next attempt
             # then finds nothing to change.
-            return download.retried(
+            return client.retried(
                 lambda: publication.commit(create_pr, commit_message),
-                lambda error: not create_pr and (_is_overtaken(error) or download.is_transient(error)),
+                lambda error: not create_pr and (_is_overtaken(error) or client.is_transient(error)),
             )
         except PublishError:
             raise
@@ -91,7 +91,7 @@ class _Publication:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         try:
-            download.retried(self._head)
+            client.retried(self._head)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
@@ -102,8 +102,8 @@ class _Publication:
                 ) from None
             page = card.render(self.config, self.repo_id)
             # what create_commit asks first; ModelCard.validate asks huggingface.co in clients before 2, whatever the endpoint
-            download.retried(lambda: self.api._validate_yaml(page))
-            download.retried(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
+            client.retried(lambda: self.api._validate_yaml(page))
+            client.retried(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
 
     def commit(self, create_pr: bool, message: str) -> CommitInfo:
         """Commit on top of what is there now, unless that takes away what was published since the last attempt."""
@@ -136,7 +136,7 @@ class _Publication:
 
     def outcome(self, error: Exception) -> str:
         """What became of the publication that ``error`` ended, and what to do."""
-        said = download.first_line(error)
+        said = client.first_line(error)
         status = getattr(getattr(error, "response", None), "status_code", None)
         remedy = "Try again; what has been uploaded is not uploaded twice."
         if status in (401, 403, 404):

@@ -14,7 +14,7 @@ from torch import nn
 from pnc_hub.artifact import checks
 from pnc_hub.artifact.config import LIBRARY_NAME, CloneConfig
 from pnc_hub.errors import HubError
-from pnc_hub.hub import download
+from pnc_hub.hub.client import api, first_line
 from pnc_hub.models.classifier import pretrained_cfg
 
 _CLASS, _SOURCE, _TARGET = "pnc-class:", "pnc-source:", "pnc-target:"
@@ -142,7 +142,7 @@ def _listed(tags: list[str], author: str | None, token: str | bool | None) -> It
         tag for tag in tags if "," not in tag
     ]  # the Hub takes a comma for the end of a tag; ``search`` looks again
     try:
-        models = download.client(token).list_models(
+        models = api(token).list_models(
             filter=asked,
             author=author,
             sort="downloads",
@@ -155,7 +155,7 @@ def _listed(tags: list[str], author: str | None, token: str | bool | None) -> It
                 yield info
     except Exception as error:  # huggingface_hub and its HTTP client each raise errors of their own
         raise HubError(
-            f"the Hub did not answer the search ({download.first_line(error)}); try again later, or check your token"
+            f"the Hub did not answer the search ({first_line(error)}); try again later, or check your token"
         ) from error
 
 
@@ -166,14 +166,12 @@ def _info(model: Any) -> CloneInfo | None:
         [tag[len(prefix) :] for tag in tags if tag.startswith(prefix)]
         for prefix in (_CLASS, _SOURCE, _TARGET, _BASE, _LICENSE)
     )
-    try:
-        for label in labels:
-            checks.text(label)
-        for name in architectures:
-            checks.architecture(name)
-        for name in (*models, *sources):
-            checks.hub_id(name)
-    except (TypeError, ValueError):
+    believed = (
+        *(checks.passes(checks.text, label) for label in labels),
+        *(checks.passes(checks.architecture, name) for name in architectures),
+        *(checks.passes(checks.hub_id, name) for name in (*models, *sources)),
+    )
+    if not all(believed):
         return None
     source = sources[0] if len(sources) == 1 else None
     named = [name for name in models if name != source]
@@ -185,7 +183,7 @@ def _info(model: Any) -> CloneInfo | None:
         source=source,
         targets=(*named, *unnamed),
         universal=_ANY in architectures,
-        license=_word(licenses[0]) if licenses else None,
+        license=licenses[0] if licenses and checks.passes(checks.word, licenses[0]) else None,
         downloads=model.downloads or 0,
         last_modified=model.last_modified,
     )
@@ -198,13 +196,11 @@ def _named(target: str | nn.Module) -> tuple[str, str | None]:
     """
     name = str(pretrained_cfg(target).get("architecture") or "") if isinstance(target, nn.Module) else target
     architecture, checkpoint = _split(name)
-    try:
-        checks.architecture(architecture)
-    except ValueError:
+    if not checks.passes(checks.architecture, architecture):
         raise ValueError(
             f"no architecture is known of {target if isinstance(target, str) else type(target).__name__!r}; give a timm"
             " model, or the name of one such as 'resnet50' or 'resnet50.a1_in1k'"
-        ) from None
+        )
     return architecture, checkpoint
 
 
@@ -213,15 +209,6 @@ def _split(name: str) -> tuple[str, str | None]:
     last = name.rpartition("/")[2]
     architecture, dot, _ = last.partition(".")
     return architecture, last if dot else None
-
-
-def _word(value: Any) -> str | None:
-    try:
-        checks.word(value)
-    except (TypeError, ValueError):
-        return None
-    word: str | None = value
-    return word
 
 
 def _short(names: tuple[str, ...]) -> str:

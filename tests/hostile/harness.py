@@ -26,7 +26,7 @@ from pnc_hub.errors import ArtifactError, MalformedArtifactError, PncHubError
 
 MEGABYTES = 256  # of memory, over what the process held before
 READ = 64 << 20  # bytes, from files
-CALLS = 2_000_000  # of functions: what building and cutting timm's largest architectures takes, several times
+CALLS = 6_000_000  # of functions; building and cutting timm's largest architectures takes up to 4.4 million
 DELETE = object()
 
 
@@ -58,7 +58,7 @@ def few_calls() -> Iterator[None]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-        assert calls[0] < CALLS
+        assert calls[0] < CALLS, calls[0]
 
 
 def _number(file: str, name: str) -> int:

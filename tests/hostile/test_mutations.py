@@ -128,7 +128,7 @@ def paths(value, at=()):
 
 
 # What a clone computes follows from these; another one that is valid is another clone.
-COMPUTED = {"preprocess", "insertion", "tail", "cut", "model_args", "architecture"}
+COMPUTED = {"preprocess", "insertion", "trunk", "tail", "cut", "model_args", "architecture"}
 
 
 @pytest.mark.slow
