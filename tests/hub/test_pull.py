@@ -218,7 +218,7 @@ class TestCache:
         with readable:
             for name in (repo, f"{repo}@{published}"):
                 pnc_hub.attach(target, name, token=token, cache_dir=readable.folder).detach()
-            with pytest.raises(HubError, match=r"the cache can not be written.*cache_dir=") as error:
+            with pytest.raises(HubError, match=r"the cache cannot be written.*cache_dir=") as error:
                 pnc_hub.attach(target, repo, token=token, cache_dir=readable.folder / "new")
         assert (error.value.repo_id, error.value.file) == (repo, "config.json")
 
