@@ -12,13 +12,14 @@ import pnc_hub
 
 CASES = [
     # target, source, whether at the input
-    ("resnet", "resnet", False),
-    ("mobilenet", "vit", False),
-    ("convnext", "convnext", False),
-    ("vit", "vit", False),
-    ("swin", "resnet", False),
-    ("regnet", "swin", False),
+    ("resnet", "vit", False),
     ("vit", "convnext", True),
+    pytest.param("resnet", "resnet", False, marks=pytest.mark.slow),
+    pytest.param("mobilenet", "vit", False, marks=pytest.mark.slow),
+    pytest.param("convnext", "convnext", False, marks=pytest.mark.slow),
+    pytest.param("vit", "vit", False, marks=pytest.mark.slow),
+    pytest.param("swin", "resnet", False, marks=pytest.mark.slow),
+    pytest.param("regnet", "swin", False, marks=pytest.mark.slow),
     pytest.param("resnet", "vit", True, marks=pytest.mark.slow),
     pytest.param("swin", "swin", True, marks=pytest.mark.slow),
     pytest.param("mobilenet", "mobilenet", True, marks=pytest.mark.slow),
@@ -51,7 +52,15 @@ def case(target: str, source: str, universal: bool):
     return model, clones
 
 
-@pytest.mark.parametrize("check", battery.CHECKS, ids=lambda check: check.__name__)
+# test_compile and test_threads ask the same of other models
+ELSEWHERE = (battery.compiled_and_functional_calls_agree, battery.threads_share_a_model)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(check, marks=pytest.mark.slow) if check in ELSEWHERE else check for check in battery.CHECKS],
+    ids=lambda check: check.__name__,
+)
 @pytest.mark.parametrize(("target", "source", "universal"), CASES)
 def test_battery(target, source, universal, check):
     model, clones = case(target, source, universal)

@@ -111,6 +111,7 @@ MODELS = {
     "names of its own": lambda model: named(model, "cat", "dog"),
     "two of the names": lambda model: named(model, "Bee", "dog", "ant"),
 }
+SLOW = ("compiled", "traced", "bfloat16, channels_last", "DataParallel", "no model", "no head", "two of the names")
 
 
 def edit_tensors(folder: Path, file: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -152,8 +153,14 @@ DAMAGES = {
 
 
 class TestAgreement:
-    @pytest.mark.parametrize("kind", ["universal", "inside only"])
-    @pytest.mark.parametrize("model", MODELS)
+    @pytest.mark.parametrize(
+        ("model", "kind"),
+        [
+            pytest.param(model, kind, marks=[pytest.mark.slow] if kind == "universal" and model in SLOW else [])
+            for model in MODELS
+            for kind in ("universal", "inside only")
+        ],
+    )
     def test_models(self, target, clone_folder, inside_only, model, kind):
         found = agreed(MODELS[model](copy.deepcopy(target)), clone_folder if kind == "universal" else inside_only)
         problem = {
@@ -198,7 +205,7 @@ class TestAgreement:
             assert found.collisions == ("ant", "bee", "wasp")
         assert agreed(target, clone_folder).collisions == ()
 
-    @pytest.mark.parametrize("universal", [False, True])
+    @pytest.mark.parametrize("universal", [False, pytest.param(True, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("file", ["model", "adapter", "trunk", "probe"])
     @pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "other tensors", "no digest", "a folder"])
     def test_files(self, target, clone_folder, file, damage, universal):

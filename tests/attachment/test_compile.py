@@ -12,8 +12,6 @@ from torch.testing import assert_close
 import pnc_hub
 from pnc_hub.models.insertion import INPUT
 
-FAMILIES = ("resnet", "vit")
-
 
 @pytest.fixture(autouse=True)
 def _compiled_afresh():
@@ -23,7 +21,7 @@ def _compiled_afresh():
     torch.compiler.reset()
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["vit", pytest.param("resnet", marks=pytest.mark.slow)])
 def pair(request):
     model = tiny_model(request.param)
     return model, tiny_clone(tiny_model("convnext", seed=1), model, family="convnext")
@@ -35,6 +33,7 @@ def in_place(model, **options):
 
 
 WAYS = {"torch.compile": torch.compile, "model.compile": in_place}
+FIRST_WAY = pytest.mark.parametrize("way", ["torch.compile", pytest.param("model.compile", marks=pytest.mark.slow)])
 
 
 def eagerly(model, batch):
@@ -42,8 +41,15 @@ def eagerly(model, batch):
         return model(batch)
 
 
-@pytest.mark.parametrize("called", [False, True], ids=["fresh", "called before"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "called"),
+    [
+        ("torch.compile", True),
+        ("model.compile", True),
+        pytest.param("torch.compile", False, marks=pytest.mark.slow),
+        pytest.param("model.compile", False, marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_before_attaching(pair, way, called):
     model, clone = copy.deepcopy(pair[0]), pair[1]
     compiled = WAYS[way](model, backend="eager", fullgraph=True)
@@ -72,7 +78,7 @@ def attached_before_compiling(model, clone, way, backend):
         assert_close(compiled(images()), alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@FIRST_WAY
 def test_attached_before_compiling(pair, way):
     attached_before_compiling(copy.deepcopy(pair[0]), pair[1], way, "aot_eager")
 
@@ -84,7 +90,7 @@ def test_attached_before_compiling_with_inductor():
     attached_before_compiling(model, clone, "torch.compile", "inductor")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@FIRST_WAY
 def test_the_wrapper_itself_can_be_attached_to(pair, way):
     model, clone = copy.deepcopy(pair[0]), pair[1]
     compiled = WAYS[way](model, backend="eager")
@@ -95,7 +101,7 @@ def test_the_wrapper_itself_can_be_attached_to(pair, way):
     assert compiled(images()).shape == eagerly(model, images()).shape
 
 
-@pytest.mark.parametrize("way", WAYS)
+@FIRST_WAY
 def test_coming_and_going_does_not_compile_again(pair, way, tmp_path):
     model, folder = copy.deepcopy(pair[0]), pair[1].save_pretrained(tmp_path / "clone")
     compiled = WAYS[way](model, backend="eager", fullgraph=True)
@@ -112,6 +118,7 @@ def test_coming_and_going_does_not_compile_again(pair, way, tmp_path):
     assert counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*attached at the input")
 def test_clones_at_the_input_and_several_of_them(pair):
     model, clone = copy.deepcopy(pair[0]), pair[1]
@@ -167,6 +174,7 @@ def test_a_function_that_calls_the_model(pair):
     assert_close(predict(images()), alone)
 
 
+@pytest.mark.slow
 def test_compiled_training_reaches_the_target_and_not_the_clone(pair):
     model, clone = copy.deepcopy(pair[0]), pair[1]
     pnc_hub.attach(model, clone)

@@ -15,7 +15,7 @@ import pnc_hub
 from pnc_hub.errors import ImageError, TargetError
 from pnc_hub.models.insertion import INPUT
 
-QUICK = ("resnet", "vit")
+QUICK = ("resnet",)
 
 
 @pytest.fixture(

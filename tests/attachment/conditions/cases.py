@@ -22,7 +22,13 @@ from pnc_hub.models.insertion import INPUT
 OTHERS = ("fly", "moth")
 
 everywhere = pytest.mark.parametrize(
-    ("family", "at"), [("resnet", "interior"), ("vit", "interior"), ("resnet", INPUT), ("vit", INPUT)]
+    ("family", "at"),
+    [
+        ("resnet", "interior"),
+        ("vit", INPUT),
+        pytest.param("vit", "interior", marks=pytest.mark.slow),
+        pytest.param("resnet", INPUT, marks=pytest.mark.slow),
+    ],
 )
 once_each = pytest.mark.parametrize(("family", "at"), [("vit", "interior"), ("resnet", INPUT)])
 crosswise = pytest.mark.parametrize(("family", "at"), [("resnet", "interior"), ("vit", INPUT)])

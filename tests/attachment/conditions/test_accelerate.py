@@ -36,9 +36,14 @@ OFFLOADS = {
     "dispatched with hooks": lambda model, folder: dispatch_model(model, {"": "cpu"}, force_hooks=True),
 }
 
+QUICK = ("cpu", "dispatched")
+
 
 @WHEN
-@pytest.mark.parametrize("offload", OFFLOADS)
+@pytest.mark.parametrize(
+    "offload",
+    [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OFFLOADS if name not in QUICK)],
+)
 @once_each
 def test_offloaded_models(family, at, offload, when, tmp_path):
     """Weights that come when their module runs and go again: "before" is attached to a model that has been offloaded."""

@@ -54,6 +54,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_models_saved_in_one_process_are_read_in_another(tmp_path):
     cases = []
     for family, at in (("vit", "interior"), ("resnet", "input")):

@@ -8,7 +8,7 @@ from common import images
 from torch.testing import assert_close
 
 import pnc_hub
-from attachment.conditions.cases import crosswise, everywhere, join, once_each
+from attachment.conditions.cases import everywhere, join
 
 BATCH = torch.export.Dim("batch", min=1, max=64)
 
@@ -36,7 +36,9 @@ def test_export_through_the_tracer_of_bytecode():
     assert_close(exported(images()), joined.together)
 
 
-@crosswise
+@pytest.mark.parametrize(
+    ("family", "at"), [("resnet", "interior"), pytest.param("vit", "input", marks=pytest.mark.slow)]
+)
 def test_export_with_any_batch(family, at):
     joined = join(family, at)
     answers = {count: expected(joined, count) for count in (2, 7)}
@@ -49,7 +51,9 @@ def test_export_with_any_batch(family, at):
         assert_close(exported(images(count)), answer)
 
 
-@once_each
+@pytest.mark.parametrize(
+    ("family", "at"), [("resnet", "input"), pytest.param("vit", "interior", marks=pytest.mark.slow)]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_onnx(family, at):
     for package in ("onnx", "onnxscript"):

@@ -37,7 +37,9 @@ PLACES = pytest.mark.parametrize("at", ["interior", INPUT])
 
 
 @PLACES
-@pytest.mark.parametrize("name", TWO_HEADS)
+@pytest.mark.parametrize(
+    "name", ["deit", *(pytest.param(name, marks=pytest.mark.slow) for name in TWO_HEADS if name != "deit")]
+)
 def test_two_heads(name, at):
     """Their average is extended in eval mode; apart, in distilled training, they are refused."""
     architecture, arguments, side = TWO_HEADS[name]
