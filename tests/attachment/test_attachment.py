@@ -269,18 +269,6 @@ class TestAttachment:
         pnc_hub.attach(target, clone)
         assert target.to("meta")(images().to("meta")).shape == (4, 10)
 
-    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
-    @pytest.mark.parametrize("family", ["resnet", "vit"])
-    def test_exported_and_traced_models_keep_the_clone(self, family):
-        model = tiny_model(family)
-        pnc_hub.attach(model, tiny_clone(tiny_model("convnext", seed=1), model, family="convnext"))
-        expected = model(images())
-        exported = torch.export.export(model, (images(),)).module()
-        traced = torch.jit.trace(model, (images(),))
-        pnc_hub.detach(model)
-        torch.testing.assert_close(exported(images()), expected)
-        torch.testing.assert_close(traced(images()), expected)
-
 
 class TestVerify:
     def test_passes_whatever_the_models_dtype(self, target, clone):

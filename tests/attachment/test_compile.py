@@ -78,9 +78,12 @@ def attached_before_compiling(model, clone, way, backend):
         assert_close(compiled(images()), alone, rtol=1e-4, atol=1e-4)
 
 
-@FIRST_WAY
-def test_attached_before_compiling(pair, way):
-    attached_before_compiling(copy.deepcopy(pair[0]), pair[1], way, "aot_eager")
+@pytest.mark.parametrize(
+    ("way", "backend"),
+    [("torch.compile", "eager"), *(pytest.param(way, "aot_eager", marks=pytest.mark.slow) for way in WAYS)],
+)
+def test_attached_before_compiling(pair, way, backend):
+    attached_before_compiling(copy.deepcopy(pair[0]), pair[1], way, backend)
 
 
 @pytest.mark.slow
