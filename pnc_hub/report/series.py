@@ -44,8 +44,9 @@ class Curve:
         """None where there is no choice to be seen."""
         optional = _or_none(_is_number)
         rows = _rows(series, "curve", name=_is_name, accuracy=_is_share, auroc=optional, macs=optional)
-        places = tuple({name: Place(name, *values) for name, *values in rows}.values())
-        return cls(places, next((place.name for place in places if place.name == chosen), None)) if places[1:] else None
+        places = tuple({row[0]: Place(*row) for row in rows}.values())
+        names = [place.name for place in places]
+        return cls(places, chosen if chosen in names else None) if len(names) > 1 else None
 
 
 def curve_table(places: Iterable[Mapping[str, Any]], chosen: str | None = None) -> Table:
