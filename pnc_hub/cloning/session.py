@@ -64,9 +64,8 @@ class Session:
         self.accelerator = Accelerator(
             cpu=self.device == "cpu",
             dataloader_config=DataLoaderConfiguration(even_batches=False),  # no image counts twice
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(static_graph=True)
-            ],  # a tail may have parameters without use
+            # a tail may have parameters without use
+            kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
         )
 
     @contextmanager

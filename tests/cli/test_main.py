@@ -152,7 +152,8 @@ class TestErrors:
         ]
         code = (
             "import json, sys; sys.modules['sklearn'] = None; from click.testing import CliRunner;"
-            "from pnc_hub.cli import main; results = [CliRunner().invoke(main, one) for one in json.loads(sys.argv[1])];"
+            "from pnc_hub.cli import main; import pnc_hub.cloning.images.files;"  # which predict reads with
+            " results = [CliRunner().invoke(main, one) for one in json.loads(sys.argv[1])];"
             "print(json.dumps([(one.exit_code, one.stdout, one.stderr) for one in results]))"
         )
         ended = subprocess.run([sys.executable, "-c", code, json.dumps(commands)], capture_output=True, check=True)

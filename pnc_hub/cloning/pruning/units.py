@@ -17,6 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pnc_hub.models.cost import parameters
+
 # Projections of attention, whose channels are bound to heads in ways that the dependency graph does not know.
 PROJECTIONS = (".qkv", ".q", ".k", ".v", ".kv", ".proj")
 
@@ -80,8 +82,7 @@ def units_of(whole: nn.Sequential, example: Tensor) -> Units:
 
     Nothing coupled to the stand-in's or the head's outputs is among them.
     """
-    size = sum(parameter.numel() for parameter in whole[1:].parameters())
-    return Units([*_heads(whole[1]), *_channels(whole, example)], size)
+    return Units([*_heads(whole[1]), *_channels(whole, example)], parameters(whole[1:]))
 
 
 @contextmanager
