@@ -87,8 +87,8 @@ class Header:
         """Raise ``MalformedArtifactError`` unless the file is ``expected`` tensor after tensor, and nothing else."""
         missing, surplus = sorted(expected.keys() - self.tensors.keys()), sorted(self.tensors.keys() - expected.keys())
         if missing or surplus:
-            found = f"missing {missing[:3]}, surplus {surplus[:3]!r:.200}"
-            raise self._error(f"its tensors are not those of the configuration: {found}")
+            differing = f"missing {missing[:3]}, surplus {surplus[:3]!r:.200}"
+            raise self._error(f"its tensors are not those of the configuration: {differing}")
         for name, spec in expected.items():
             if self.tensors[name] != spec:
                 raise self._error(f"tensor {name!r} is {self.tensors[name]!s:.200}, the configuration needs {spec}")
@@ -166,8 +166,8 @@ def read_tensors(path: Path, expected: dict[str, TensorSpec], digest: str, file:
             tensors, problem = _fill(hashed, size, expected, file), None
         except MalformedArtifactError as error:
             tensors, problem = {}, error
-        found = hashed.digest_of_all()
-    if found != digest:  # a damaged file is that in the first place, whatever the damage made of it
+        actual = hashed.digest_of_all()
+    if actual != digest:  # a damaged file is that in the first place, whatever the damage made of it
         raise IntegrityError(
             f"its sha256 is not the one that {CONFIG} records; download it again (force_download=True)", file=file
         )
@@ -203,8 +203,8 @@ def is_ours(path: str) -> bool:
     return _OURS.fullmatch(path) is not None
 
 
-def is_told(path: str) -> bool:
-    """Whether a file of a clone is for its readers alone, made of what others hold: the card, a figure."""
+def is_page(path: str) -> bool:
+    """Whether a file of a clone is of its page, which is made of its configuration: the card, a figure."""
     return path == CARD or path.startswith("figures/")
 
 
@@ -222,7 +222,7 @@ def _opened(path: Path, limit: int, file: str) -> Iterator[tuple[BufferedIOBase,
     except (FileNotFoundError, NotADirectoryError):
         raise CloneNotFoundError("the artifact has no such file", file=file) from None
     except OSError as error:
-        raise MalformedArtifactError(f"it can not be read ({error.strerror})", file=file) from error
+        raise MalformedArtifactError(f"it cannot be read ({error.strerror})", file=file) from error
 
 
 class _Hashed:
@@ -283,12 +283,12 @@ def parse_header(stream: BufferedIOBase | _Hashed, size: int, file: str) -> Head
     entries = parse_json(stream.read(length), file)
     try:
         entries.pop("__metadata__", None)
-        found = {name: TensorSpec(tuple(entry["shape"]), _DTYPES[entry["dtype"]]) for name, entry in entries.items()}
+        tensors = {name: TensorSpec(tuple(entry["shape"]), _DTYPES[entry["dtype"]]) for name, entry in entries.items()}
         spans = {name: (entry["data_offsets"][0], entry["data_offsets"][1]) for name, entry in entries.items()}
         spans = dict(sorted(spans.items(), key=lambda item: item[1]))
     except (AttributeError, LookupError, TypeError) as error:
         raise MalformedArtifactError("its safetensors header does not describe tensors", file=file) from error
-    return Header(file, size, found, spans, size - 8 - length)
+    return Header(file, size, tensors, spans, size - 8 - length)
 
 
 def without_memory(expected: dict[str, TensorSpec]) -> dict[str, Tensor]:

@@ -163,7 +163,7 @@ with pnc_hub.attach(model, "{repo_id}@<commit>") as clone:
     logits = model(images)  # the model's own classes, then those above
 ```
 
-`<commit>` is the full sha of a commit of this repository. A page can not name the commit that it is part of; the list of
+`<commit>` is the full sha of a commit of this repository. A page cannot name the commit that it is part of; the list of
 commits does, and so does `pnc_hub.attach(model, "{repo_id}").clone.revision`. What is pinned is then always the same files,
 and those in the cache are used without asking the Hub; their sha256 are below. A tag (`"{repo_id}@v1"`) can be moved."""
 
@@ -171,10 +171,10 @@ and those in the cache are used without asking the Hub; their sha256 are below. 
 def _measured(config: CloneConfig, drawn: Mapping[str, figures.Drawing]) -> str:
     metrics = config.adapters[0].metrics
     value = {name: _value(metrics.get(name), "percent") for name in _ACCURACIES}
-    told = "nothing to choose among" if len(config.labels) == 1 else value["source_alone"]
+    alone = "nothing to choose among" if len(config.labels) == 1 else value["source_alone"]
     rows = (
         ("the target's classes", value["target_alone"], value["ori"]),
-        ("the cloned classes (alone: among them only)", told, value["tar"]),
+        ("the cloned classes (alone: among them only)", alone, value["tar"]),
         ("the cloned classes (alone: among all the source's)", value["source_alone_among_all"], value["tar"]),
         ("both, weighted by numbers of classes", "not measured", value["avg"]),
     )
@@ -258,8 +258,8 @@ def _license_of(adapter: AdapterConfig) -> str:
 
 def _figures(drawn: Mapping[str, figures.Drawing], *names: str) -> str:
     """Those of ``names`` that there are, each with what it shows and how to read it."""
-    found = (drawn[name] for name in names if name in drawn)
-    return "".join(f"\n![{_text(one.alt)}]({one.file})\n\n{_text(one.note)}\n" for one in found)
+    figures_of = (drawn[name] for name in names if name in drawn)
+    return "".join(f"\n![{_text(one.alt)}]({one.file})\n\n{_text(one.note)}\n" for one in figures_of)
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

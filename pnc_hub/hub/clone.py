@@ -109,7 +109,7 @@ class Clone(Contents):
         """Write the artifact's files to ``folder``: all of them, or none.
 
         Raises:
-            PublishError: ``folder`` holds other files than a clone's, or can not be written.
+            PublishError: ``folder`` holds other files than a clone's, or cannot be written.
         """
         from pnc_hub.hub import card
 

@@ -62,8 +62,8 @@ class Hub(Storage):
             **options: ``token``, ``cache_dir``, ``local_files_only`` and ``force_download`` of huggingface_hub.
 
         Raises:
-            CloneNotFoundError: no such repository, revision or file, or it can not be reached and is not in the cache.
-            HubError: the Hub refused or failed, or the cache can not be written.
+            CloneNotFoundError: no such repository, revision or file, or it cannot be reached and is not in the cache.
+            HubError: the Hub refused or failed, or the cache cannot be written.
             IntegrityError: what arrived is not what the Hub has a record of.
         """
         self.name: str = repo_id

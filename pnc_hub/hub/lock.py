@@ -58,11 +58,11 @@ class Pin:
         """Raise ``LockError`` unless ``clone`` was read from what was locked."""
         if clone.revision != self.revision:
             raise self._refusal(f"commit {self.revision} is locked", clone.revision)
-        found = clone.digests
-        for file in sorted(found.keys() | self.files.keys()):
-            if found.get(file) != self.files.get(file):
+        digests = clone.digests
+        for file in sorted(digests.keys() | self.files.keys()):
+            if digests.get(file) != self.files.get(file):
                 raise self._refusal(
-                    f"its sha256 is {found.get(file)}, and {self.files.get(file)} is locked", clone.revision, file
+                    f"its sha256 is {digests.get(file)}, and {self.files.get(file)} is locked", clone.revision, file
                 )
 
     def _refusal(self, reason: str, revision: str | None, file: str | None = None) -> LockError:
@@ -82,7 +82,7 @@ def write(*clones: Contents, path: str | Path = FILE) -> Path:
 
     Raises:
         CloneNotFoundError: a clone was never saved, so it has no files.
-        LockError: ``path`` is there and is no lock, or it can not be written.
+        LockError: ``path`` is there and is no lock, or it cannot be written.
 
     Example:
         >>> with pnc_hub.attach(model, "user/clone-birds") as birds:  # doctest: +SKIP
@@ -96,7 +96,7 @@ def write(*clones: Contents, path: str | Path = FILE) -> Path:
             held = read(path) if path.exists() else {}
             _put(path, held | {pin.repo_id: pin for pin in pins})
     except OSError as error:
-        raise LockError(f"it can not be written ({error}); nothing was changed", file=str(path)) from error
+        raise LockError(f"it cannot be written ({error}); nothing was changed", file=str(path)) from error
     return path
 
 
@@ -135,7 +135,7 @@ def read(lock: Lock) -> dict[str, Pin]:
     except LockError:
         raise
     except ArtifactError as error:
-        raise LockError(f"it can not be read as a lock ({error.reason})", file=str(lock)) from error
+        raise LockError(f"it cannot be read as a lock ({error.reason})", file=str(lock)) from error
 
 
 def find(lock: Lock, origin: str | Path | None) -> Pin:
@@ -176,5 +176,5 @@ def _parse(entries: Any, file: str) -> dict[str, Pin]:
 def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, Mapping) or set(entry) != {"revision", "files"} or not isinstance(entry["files"], Mapping):
         return False
-    known = entry["revision"] is None or checks.passes(checks.commit, entry["revision"])
-    return known and bool(entry["files"]) and all(checks.passes(checks.sha256, one) for one in entry["files"].values())
+    pinned = entry["revision"] is None or checks.passes(checks.commit, entry["revision"])
+    return pinned and bool(entry["files"]) and all(checks.passes(checks.sha256, one) for one in entry["files"].values())

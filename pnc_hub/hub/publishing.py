@@ -109,19 +109,19 @@ class _Publication:
         """Commit on top of what is there now, unless that takes away what was published since the last attempt."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        found = self._look()
+        now = self._look()
         if self.seen is not None:
-            self._check_nothing_is_lost(self.seen, found)
-        self.seen = found
-        config, written = self._joined(found)
-        if found.clone is None or config != found.clone.config:
+            self._check_nothing_is_lost(self.seen, now)
+        self.seen = now
+        config, written = self._joined(now)
+        if now.clone is None or config != now.clone.config:
             written |= card.page(config, self.repo_id)
             kept = set(config.files)
         else:  # card and figures tell of a configuration that is there: as its publisher left them they stay
-            kept = {*config.files, *filter(files.is_told, found.names)}
-        stale = {name for name in found.names if files.is_ours(name)} - kept - written.keys()
-        with tempfile.TemporaryDirectory(dir=self.folder) as place:  # the client shows progress of files, not of bytes
-            added = fill(Path(place), written)
+            kept = {*config.files, *filter(files.is_page, now.names)}
+        stale = {name for name in now.names if files.is_ours(name)} - kept - written.keys()
+        with tempfile.TemporaryDirectory(dir=self.folder) as upload:  # the client shows progress of files, not of bytes
+            added = fill(Path(upload), written)
             return self.api.create_commit(
                 self.repo_id,
                 [
@@ -131,7 +131,7 @@ class _Publication:
                 commit_message=message,
                 revision=self.revision,
                 create_pr=create_pr,
-                parent_commit=found.commit,
+                parent_commit=now.commit,
             )
 
     def outcome(self, error: Exception) -> str:
@@ -193,16 +193,16 @@ class _Publication:
                 " was not published. Look at it; publish again if yours is to take its place."
             )
 
-    def _joined(self, found: _Published) -> tuple[CloneConfig, dict[str, bytes]]:
+    def _joined(self, now: _Published) -> tuple[CloneConfig, dict[str, bytes]]:
         """The configuration with the adapters that were published of the same module, and the files that go with it."""
-        own, there, published = self.config, found.clone, found.adapters()
+        own, there, published = self.config, now.clone, now.adapters()
         if there is None or not _is_same_module(own, there.config):
             return own, dict(self.files)
         entries = {entry.name: _with_datasets(entry, published.get(entry.name)) for entry in own.adapters}
         others = {name: entry for name, entry in published.items() if name not in entries}
         # those that are there come first, in their order: the report is that of the first
         order = dict.fromkeys([*published, *entries])
-        shared = {name: digest for name, digest in there.config.files.items() if name in found.names}
+        shared = {name: digest for name, digest in there.config.files.items() if name in now.names}
         config = replace(own, adapters=[(entries | others)[name] for name in order], files={**shared, **own.files})
         probe = dict(self.clone.tensors[files.PROBE])
         for name, entry in others.items():

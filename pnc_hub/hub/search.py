@@ -86,20 +86,20 @@ def search(
     # the Hub lists what carries all of some tags, so either of two takes two lists
     kinds = [[_TARGET + architecture], [_TARGET + _ANY]] if architecture else [[]]
 
-    def fits(found: CloneInfo) -> bool:
-        others = [name for name in found.targets if _split(name)[0] == architecture and "." in name]
-        made_for = found.universal or not others or checkpoint in (None, *(_split(name)[1] for name in others))
-        return set(wanted) <= set(found.labels) and source in (None, found.source) and made_for
+    def fits(info: CloneInfo) -> bool:
+        others = [name for name in info.targets if _split(name)[0] == architecture and "." in name]
+        made_for = info.universal or not others or checkpoint in (None, *(_split(name)[1] for name in others))
+        return set(wanted) <= set(info.labels) and source in (None, info.source) and made_for
 
     lists = [_listed([*common, *more], author, token) for more in kinds]
-    listed = heapq.merge(*lists, key=lambda found: -found.downloads)
+    listed = heapq.merge(*lists, key=lambda info: -info.downloads)
 
     def new() -> Iterator[CloneInfo]:
         seen = set()
-        for found in listed:
-            if found.repo_id not in seen and fits(found):
-                seen.add(found.repo_id)
-                yield found
+        for info in listed:
+            if info.repo_id not in seen and fits(info):
+                seen.add(info.repo_id)
+                yield info
 
     return list(itertools.islice(new(), limit))
 
@@ -116,8 +116,8 @@ def tags(config: CloneConfig) -> list[str]:
     ]
 
 
-def table(found: Collection[CloneInfo]) -> str:
-    """What was found as a person reads it, a line each."""
+def table(clones: Collection[CloneInfo]) -> str:
+    """Clones as a person reads of them, a line each."""
     head = ("clone", "adds", "to", "from", "licence", "downloads", "changed")
     rows = [
         (
@@ -129,7 +129,7 @@ def table(found: Collection[CloneInfo]) -> str:
             f"{info.downloads:,}",
             f"{info.last_modified:%Y-%m-%d}" if info.last_modified else "-",
         )
-        for info in found
+        for info in clones
     ]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in (head, *rows))
@@ -175,7 +175,7 @@ def _info(model: Any) -> CloneInfo | None:
         return None
     source = sources[0] if len(sources) == 1 else None
     named = [name for name in models if name != source]
-    unnamed = [name for name in architectures if name not in (_ANY, *(_split(known)[0] for known in named))]
+    unnamed = [name for name in architectures if name not in (_ANY, *(_split(name)[0] for name in named))]
     return CloneInfo(
         repo_id=model.id,
         sha=model.sha,

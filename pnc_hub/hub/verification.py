@@ -113,15 +113,15 @@ class _Reader:
     def __call__(self, file: str, expected: dict[str, files.TensorSpec]) -> dict[str, Tensor]:
         """As the ``read`` of ``pnc_hub.artifact.assembly.assemble``."""
         try:
-            found = self.clone.read(file, expected)
+            tensors = self.clone.read(file, expected)
         except HubError:
             raise
         except ArtifactError as error:
             self.findings[file] = Finding(file, FAILED, error.reason)
             return files.without_memory(expected)
-        size = sum(tensor.nbytes for tensor in found.values())
-        self.findings[file] = Finding(file, OK, f"{len(found)} tensors of {size:,} bytes, as recorded, all finite")
-        return found
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        self.findings[file] = Finding(file, OK, f"{len(tensors)} tensors of {size:,} bytes, as recorded, all finite")
+        return tensors
 
     def check(self, adapter: AdapterConfig) -> Iterator[Finding]:
         """Read what ``adapter`` needs; what is wrong beyond single files is yielded."""
@@ -148,8 +148,8 @@ def _probed(clone: Clone) -> Iterator[Finding]:
             yield Finding(f"probe of {adapter.name}", OK, f"{through}, within {difference:.1g} of what is recorded")
 
 
-def _unchecked(clone: Clone, known: set[str]) -> Iterator[Finding]:
-    """What an artifact alone can not show."""
+def _unchecked(clone: Clone, checked: set[str]) -> Iterator[Finding]:
+    """What an artifact alone cannot show."""
     for adapter in clone.config.adapters:
         if adapter.target is not None and adapter.insertion.name != INPUT:
             name = adapter.target.hub_id or adapter.target.architecture or "the target"
@@ -159,7 +159,7 @@ def _unchecked(clone: Clone, known: set[str]) -> Iterator[Finding]:
                 f"that {name} gives it at {adapter.insertion.name} takes that model: attach, then Attachment.verify()",
             )
     yield Finding("measurements", UNCHECKED, "accuracies and costs are what the publisher recorded")
-    others = sorted(set(clone.storage.names()) - known - {files.PROBE})
+    others = sorted(set(clone.storage.names()) - checked - {files.PROBE})
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         yield Finding(

@@ -78,7 +78,7 @@ class TestWriting:
         assert lock.read(tmp_path / "pnc-hub.lock").keys() == {f"./{folder.name}" for folder in folders}
 
     def test_a_folder_that_is_not_there(self, clone_folder, tmp_path):
-        with pytest.raises(LockError, match="can not be written"):
+        with pytest.raises(LockError, match="cannot be written"):
             lock.write(Clone.from_pretrained(clone_folder), path=tmp_path / "missing" / "pnc-hub.lock")
 
     def test_a_clone_that_has_no_files(self, saved_clone, tmp_path):

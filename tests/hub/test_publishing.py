@@ -241,7 +241,7 @@ class TestRaces:
                 done.result()
         assert adapters(hub, repo) == {"mobilenetv2", "regnetx", "convnext"}
 
-    @pytest.mark.parametrize("other", [{"labels": ("moth", "fly")}, {"seed": 7}])
+    @pytest.mark.parametrize("other", [{"labels": ("moth", "fly")}, slow({"seed": 7})])
     def test_another_clone_is_not_overwritten(self, hub, api, repo, token, impatient, other):
         for_target("mobilenet").push_to_hub(repo, token=token)
         theirs = for_target("mobilenet", **other)
@@ -337,7 +337,7 @@ class TestFailures:
         with pytest.raises(PublishError, match="was not published"):
             Clone.from_pretrained(saved_clone).push_to_hub(repo, token=token)
 
-    @pytest.mark.parametrize("count", [15, slow(200)])
+    @pytest.mark.parametrize("count", [10, slow(200)])
     def test_a_fault_at_any_request_leaves_the_old_clone_or_the_new_one(
         self, hub, api, repo, clone_folder, token, impatient, count
     ):

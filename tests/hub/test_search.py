@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from common import tiny_clone, tiny_model
+from conftest import HUB
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
 import pnc_hub
@@ -31,8 +32,20 @@ def token(hub, author) -> str:
 @pytest.fixture
 def birds(author, token, _target) -> str:
     """A published clone that knows three birds and fits one target."""
+    return publish_birds(author, token, _target)
+
+
+@pytest.fixture(scope="module")
+def aviary(_target) -> tuple[dict, str]:
+    """How to search among what one author has published, once for all: a clone of three birds; and its name."""
+    author = f"searcher-{next(_numbers)}"
+    token = HUB.add_user(author)
+    return {"author": author, "token": token}, publish_birds(author, token, _target)
+
+
+def publish_birds(author: str, token: str, target) -> str:
     clone = tiny_clone(
-        tiny_model("resnet"), _target, labels=("indigo bunting", "crane, grey", "Grünfink"), universal=False
+        tiny_model("resnet"), target, labels=("indigo bunting", "crane, grey", "Grünfink"), universal=False
     )
     clone.config.source.hub_id = "someone/bird-classifier"
     clone.config.adapters[0].target.hub_id = "timm/mobilenetv2_035.ra_in1k"
@@ -89,8 +102,9 @@ class TestFound:
             {"classes": ["Grünfink"], "target": "mobilenetv2_035", "source": "someone/bird-classifier", "limit": 5},
         ],
     )
-    def test_conditions_that_it_meets(self, author, token, birds, conditions):
-        assert [info.repo_id for info in pnc_hub.search(author=author, token=token, **conditions)] == [birds]
+    def test_conditions_that_it_meets(self, aviary, conditions):
+        published, birds = aviary
+        assert [info.repo_id for info in pnc_hub.search(**published, **conditions)] == [birds]
 
     @pytest.mark.parametrize(
         "conditions",
@@ -104,8 +118,8 @@ class TestFound:
             {"source": "someone/else"},
         ],
     )
-    def test_conditions_that_it_does_not_meet(self, author, token, birds, conditions):
-        assert pnc_hub.search(author=author, token=token, **conditions) == []
+    def test_conditions_that_it_does_not_meet(self, aviary, conditions):
+        assert pnc_hub.search(**aviary[0], **conditions) == []
 
     def test_authors(self, author, token, birds):
         assert pnc_hub.search(author=f"{author}0", token=token) == []

@@ -222,6 +222,7 @@ def flipped(content: bytes, at: float) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 class TestE105:
     """The Hub gives no token, or the store something else: a typed error, nothing is attached, and nothing half is kept."""
 
