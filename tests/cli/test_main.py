@@ -191,6 +191,7 @@ class TestCompletion:
 
 
 class TestProgress:
+    @pytest.mark.slow
     def test_nothing_but_the_result_is_printed_into_a_pipe(self, hub, repo, token, saved_clone):  # noqa: F811
         """Where the Hub's client would show a bar for every file."""
         result = program("publish", saved_clone, repo, HF_TOKEN=token)

@@ -111,7 +111,7 @@ def test_the_local_set_holds_images_neighbours_and_the_targets_images(networks, 
     assert (weights < 1).any()
 
 
-@pytest.mark.parametrize("fixed", [("stages.2", None), (None, "global_pool")])
+@pytest.mark.parametrize("fixed", [(None, "global_pool"), pytest.param(("stages.2", None), marks=pytest.mark.slow)])
 def test_what_the_caller_fixed_stays(networks, prepared, fixed):
     learned, _ = choose(networks, prepared, fixed)
     found = learned.insertion.name, learned.cut.name
@@ -127,7 +127,6 @@ def test_the_curve_has_every_pair_that_was_tried(networks, prepared):
 
 
 def test_a_clone_for_one_target_has_no_gate_for_others(networks, prepared):
-    assert choose(networks, prepared)[0].universal_gate is not None
     assert choose(networks, prepared, universal=False)[0].universal_gate is None
 
 
@@ -153,7 +152,7 @@ def test_the_clone_keeps_to_its_size(networks, prepared, keep):
     assert learned.parameters() <= keep * networks.parameters
 
 
-@pytest.mark.parametrize("share", [0.4, pytest.param(0.7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [pytest.param(share, marks=pytest.mark.slow) for share in (0.7, 0.4)])
 def test_the_clone_keeps_to_its_macs(networks, prepared, share):
     pair = ("stages.1", "layer2.1")
     whole = CloneModule(
