@@ -156,21 +156,11 @@ def _made_for(
     own = nn.ModuleDict({"gate": learned.gate, "adapter": learned.module.adapter})
     metrics = {
         "macs": macs(learned.module, empty(learned.insertion)),
-        "target_license": _license(cfg.get("license")),
+        "target_license": cfg.get("license") if checks.passes(checks.word, cfg.get("license")) else None,
     }
     kernel = cast(Adapter, learned.module.adapter).kernel
     entry = AdapterConfig(name=name, target=made_for, insertion=learned.insertion, kernel=kernel, metrics=metrics)
     return entry, _owned(own)
-
-
-def _license(named: Any) -> str | None:
-    """The licence that timm records of a target, where it is a name."""
-    try:
-        checks.word(named)
-    except (TypeError, ValueError):
-        return None
-    name: str | None = named
-    return name
 
 
 @torch.inference_mode()

@@ -93,7 +93,7 @@ def publish(folder: str, repo: str, token: str) -> str:
 
 
 def attach(name: str, most: int = files.MAX_FILE_BYTES, **options: Any) -> list:
-    """Its answers, and the commit; the model is what it was, and little time and memory were taken."""
+    """Its answers, and the commit; the model is what it was, and little memory was taken."""
     files.MAX_FILE_BYTES = most
     with torch.no_grad(), untouched(target()), bounded(), pnc_hub.attach(target(), name, **options) as attachment:
         return [target()(images()).tolist(), attachment.revision]
