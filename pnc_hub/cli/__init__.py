@@ -14,18 +14,18 @@ import warnings
 import click
 
 from pnc_hub import __version__
-from pnc_hub.cli import common, completion, evaluate, examine, hub, learn, local, predict
+from pnc_hub.cli import clones, common, completion, evaluate, learn, predict
 from pnc_hub.errors import PncHubError, one_line
 
 # Read by the libraries when they are imported, which they are not yet.
 _BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
-    "Learn a clone": (local.demo, local.points, learn.clone, learn.port, hub.publish),
+    "Learn a clone": (learn.demo, learn.points, learn.clone, learn.port, clones.publish),
     "Find and use clones": (
-        hub.search,
-        examine.info,
-        examine.check,
-        examine.verify,
+        clones.search,
+        clones.info,
+        clones.check,
+        clones.verify,
         predict.predict,
         evaluate.evaluate,
     ),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,17 +29,8 @@ cpu = click.option(
 workers = click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that load images.")
 
 
-def clone_option(**kind: Any) -> Callable[..., Any]:
-    """``--clone``, for commands that take one or (``multiple=True``) several."""
-    again = "; may be repeated." if kind.get("multiple") else "."
-    said = f"user/name, user/name@revision or a folder{again}"
-    return click.option("--clone", required=True, shell_complete=completion.folders, help=said, **kind)
-
-
-def photos(option: str, said: str, required: bool = False) -> Callable[..., Any]:
-    """An option that takes photos in any of the forms in which learning takes them."""
-    return click.option(option, required=required, metavar="PHOTOS", shell_complete=completion.folders, help=said)
-
+clone_option = functools.partial(click.option, "--clone", required=True, shell_complete=completion.folders)
+photos = functools.partial(click.option, metavar="PHOTOS", shell_complete=completion.folders)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -54,12 +45,6 @@ def show(text: Callable[[], str], value: Callable[[], Any], as_json: bool) -> No
     click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
 
 
-def show_verdict(result: Any, yes: bool, as_json: bool) -> NoReturn:
-    """Print the result of a check, and leave with 0 for yes and 1 for no."""
-    show(lambda: str(result), result.to_dict, as_json)
-    sys.exit(0 if yes else 1)
-
-
 def read(clone: str, revision: str | None = None) -> Clone:
     """The clone of this name, or in this folder."""
     from pnc_hub import Clone
@@ -72,11 +57,11 @@ def is_watched() -> bool:
     return sys.stderr.isatty()
 
 
-def bar(what: str, photos: int) -> tqdm[Any]:
-    """A progress bar that is removed when it is done, and shown only on a terminal."""
+def bar(what: str, photos: int, each: Iterable[Any] | None = None) -> tqdm[Any]:
+    """A progress bar over ``each``, or one to be updated: removed when it is done, and shown only on a terminal."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=photos, desc=what, unit="photo", disable=not is_watched(), leave=False)
+    return tqdm(each, total=photos, desc=what, unit="photo", disable=not is_watched(), leave=False)
 
 
 def hub_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:

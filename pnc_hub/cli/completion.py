@@ -29,14 +29,8 @@ option = click.option(
 )
 
 
-def folders(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Left to the shell."""
-    return [CompletionItem(incomplete, type="dir")]
-
-
-def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Left to the shell."""
-    return [CompletionItem(incomplete, type="file")]
+# left to the shell
+folders, files = click.Path(file_okay=False).shell_complete, click.Path().shell_complete
 
 
 def models(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

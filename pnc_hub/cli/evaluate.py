@@ -29,12 +29,14 @@ _ROWS = (
 
 
 @click.command()
-@common.clone_option()
+@common.clone_option(help="user/name, user/name@revision or a folder.")
 @models.of_clone
 @common.photos(
-    "--data", "Photos of the cloned classes: a folder with a folder per class, a tar file, hfds/user/name ...", True
+    "--data",
+    required=True,
+    help="Photos of the cloned classes: a folder with a folder per class, a tar file, hfds/user/name ...",
 )
-@common.photos("--target-data", "Photos of the model's own classes; without them only Tar is measured.")
+@common.photos("--target-data", help="Photos of the model's own classes; without them only Tar is measured.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Photos at a time.")
 @common.workers
 @common.cpu
@@ -76,9 +78,8 @@ def evaluate(
                 f"no photo in {folder!r} shows a class {whose}; its folders are to be named as these (those named as cloned"
                 " classes are not taken for the model's)"
             )
-    with common.bar(
-        "evaluate", counts[0] + 2 * sum(counts[1:])
-    ) as bar:  # the model's own are shown without the clone, too
+    passes = counts[0] + 2 * sum(counts[1:])  # the model's own are shown without the clone, too
+    with common.bar("evaluate", passes) as bar:
         cloned, *others = [_Watched(DataLoader(side, batch_size, num_workers=workers), bar) for side in sides]
         result = measure(target.to(common.device(device)), read, cloned, others[0] if others else None)
     measured = {name: result[name] for name in (*(row[0] for row in _ROWS), "avg_u", "kl")}

@@ -1,4 +1,4 @@
-"""Commands that learn: a clone, or an adapter of one for another target."""
+"""Commands that learn: a clone, or an adapter of one for another target; and what may come before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,61 @@ import click
 
 from pnc_hub.cli import classes as names
 from pnc_hub.cli import common, completion, models
-from pnc_hub.errors import PublishError
+from pnc_hub.errors import PublishError, TargetError
 
 if TYPE_CHECKING:
     from pnc_hub.hub.clone import Clone
+    from pnc_hub.models.insertion import InsertionPoint
+
+
+@click.command()
+@click.option("--output", type=common.FOLDER, default="pnc-demo", show_default=True, help="Where to write.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Makes everything reproducible.")
+@common.as_json
+def demo(output: Path, seed: int, as_json: bool) -> None:
+    """The whole story on handwritten digits: offline, two minutes."""
+    from pnc_hub.cli import demo as story
+
+    say = functools.partial(click.echo, err=as_json)
+    result = story.run(output, seed, say=say, progress=common.is_watched())
+    if as_json:
+        common.show(str, lambda: result, as_json)
+
+
+@click.command()
+@click.argument("model", shell_complete=completion.models)
+@models.arguments
+@common.as_json
+def points(model: str, model_args: dict[str, Any], as_json: bool) -> None:
+    """List where a clone can be inserted into MODEL, or MODEL be cut.
+
+    MODEL is a name that timm knows, or hf-hub:user/name; its weights are not needed.
+    """
+    import torch
+
+    from pnc_hub.cloning.named import timm_model
+    from pnc_hub.models.skeleton import insertion_points
+
+    with torch.device("meta"):
+        built = timm_model(model, TargetError, **model_args)
+    points = insertion_points(built)
+    common.show(lambda: _points_table(points), lambda: [asdict(point) for point in points], as_json)
+
+
+def _points_table(points: tuple[InsertionPoint, ...]) -> str:
+    lines = [f"{'name':<28}{'channels':>9}{'reduction':>11}  {'layout':<6}{'grid':>10}"]
+    for point in points:
+        grid = f"{point.grid[0]}x{point.grid[1]}"
+        lines.append(f"{point.name:<28}{point.channels:>9}{point.reduction:>11}  {point.layout:<6}{grid:>10}")
+    return "\n".join(lines)
+
 
 _OPTIONS = (
     click.option(
         "--output", required=True, type=common.FOLDER, help="Folder for the clone: new, empty, or a clone to replace."
     ),
     click.option("--report", "page", type=click.Path(dir_okay=False, path_type=Path), help="Also write an HTML page."),
-    common.photos("--target-data", "Photos of the target's classes; they calibrate the gate."),
+    common.photos("--target-data", help="Photos of the target's classes; they calibrate the gate."),
     click.option(
         "--locality-budget",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -62,7 +107,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     help="File with a class a line (label, index, or label and index), or names with commas between.",
 )
 @common.photos(
-    "--data", "Photos of these classes: a folder with a folder per class, a tar file, hfds/user/name ...", True
+    "--data",
+    required=True,
+    help="Photos of these classes: a folder with a folder per class, a tar file, hfds/user/name ...",
 )
 @click.option("--keep", type=click.FloatRange(0, 1, min_open=True), help="Largest size, as a share of the source's.")
 @click.option("--max-parameters", type=click.IntRange(min=1), help="Largest number of parameters.")
@@ -118,7 +165,9 @@ def clone(
 @common.clone_argument
 @models.named("target", "One more model that is to receive it.")
 @common.photos(
-    "--data", "Photos, some of them of cloned classes; the source says what they show, they need no labels.", True
+    "--data",
+    required=True,
+    help="Photos, some of them of cloned classes; the source says what they show, they need no labels.",
 )
 @click.option("--name", help="Of the adapter; by default the target's architecture and fingerprint.")
 @_options

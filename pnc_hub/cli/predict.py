@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("photos", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@common.clone_option(multiple=True)
+@common.clone_option(multiple=True, help="user/name, user/name@revision or a folder; may be repeated.")
 @models.of_clone
 @click.option(
     "--labels",
@@ -54,11 +54,9 @@ def predict(
     built = model.build()
     own = _own_labels(built, labels)
     shown = ImageFiles(files, built)
-    with common.bar("predict", len(files)) as bar:
-        answers = []
-        for answer in _answers(built.to(common.device(device)), own, read, shown, top):
-            answers.append(answer)
-            bar.update()
+    each = _answers(built.to(common.device(device)), own, read, shown, top)
+    with common.bar("predict", len(files), each) as bar:
+        answers = list(bar)
     unreadable = [{"file": str(path), "error": error} for path, error in shown.unreadable.items()]
     common.show(
         lambda: "\n".join([f"{model.name} with {', '.join(read)}", *map(_lines, answers)]),
@@ -78,24 +76,21 @@ def _answers(
 
     from pnc_hub import attach
 
-    columns: list[tuple[str, str | None]] = [(label, None) for label in own]
+    columns: list[dict[str, Any]] = [{"label": label, "clone": None} for label in own]
     device = next(model.parameters()).device
     with ExitStack() as stack:
         for name, clone in clones.items():
             # it is said which class is whose, so two may have the same name
             joined = stack.enter_context(attach(model, clone, on_collision="allow"))
             joined.verify()
-            columns += [(label, name) for label in joined.labels]
+            columns += [{"label": label, "clone": name} for label in joined.labels]
         for paths, images in photos:
             with torch.inference_mode():
                 likely = model(images.to(device)).float().softmax(1).topk(min(top, len(columns)))
             for path, *best in zip(paths, likely.values.tolist(), likely.indices.tolist(), strict=True):
-                yield {"file": str(path), "top": [_answer(columns, *one) for one in zip(*best, strict=True)]}
-
-
-def _answer(columns: list[tuple[str, str | None]], probability: float, index: int) -> dict[str, Any]:
-    label, clone = columns[index]
-    return {"label": label, "clone": clone, "index": index, "probability": probability}
+                likeliest = zip(*best, strict=True)
+                answers = [{**columns[index], "index": index, "probability": share} for share, index in likeliest]
+                yield {"file": str(path), "top": answers}
 
 
 def _lines(photo: dict[str, Any]) -> str:
