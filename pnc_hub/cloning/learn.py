@@ -14,10 +14,9 @@ from pnc_hub import attachment
 from pnc_hub.artifact import files
 from pnc_hub.cloning.fitting.refine import Recipe
 from pnc_hub.cloning.images.batches import Batches
-from pnc_hub.cloning.images.classes import covers, resolve_classes
-from pnc_hub.cloning.images.sides import sides
+from pnc_hub.cloning.images.classes import covers, resolve_classes, sides
 from pnc_hub.cloning.measuring.album import Album, class_names_of
-from pnc_hub.cloning.measuring.alone import source_alone
+from pnc_hub.cloning.measuring.evaluate import source_alone
 from pnc_hub.cloning.named import named_arguments, named_model
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import package, source_config

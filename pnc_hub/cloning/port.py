@@ -23,9 +23,8 @@ from pnc_hub.artifact.assembly import rebuilt
 from pnc_hub.attachment.target import check_target, unwrapped
 from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.images.batches import PARTS, Batches
-from pnc_hub.cloning.images.classes import covers, relabel_target
+from pnc_hub.cloning.images.classes import FEW, covers, relabel_target
 from pnc_hub.cloning.images.data import UNLABELLED, Images
-from pnc_hub.cloning.images.sides import FEW
 from pnc_hub.cloning.measuring.evaluate import accuracy, gather
 from pnc_hub.cloning.named import named_model
 from pnc_hub.cloning.networks import Lesson, Reader
@@ -256,7 +255,7 @@ def _fitted(
     curve = judge(recalled, batches, [(one, CloneModule(one.adapter, tail, head)) for one in candidates])
     bar.update()
     module = CloneModule(curve[0].candidate.adapter, tail, head)
-    return with_gates(module, curve[0], recalled, batches, budget, universal=False), curve
+    return with_gates(module, curve[0], recalled, batches, budget, False), curve
 
 
 def _agreement(learned: Learned, recalled: Recalled, batches: Batches) -> float:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 import pnc_hub
 from pnc_hub import Clone
-from pnc_hub.cloning.images.folders import ENDINGS, find
+from pnc_hub.cloning.images.files import ENDINGS, find
 from pnc_hub.cloning.measuring.evaluate import accuracy, measure
 from pnc_hub.errors import DataError
 from pnc_hub.models.fingerprint import state_digest

@@ -46,8 +46,8 @@ def curve(networks, prepared, pairs=None):
     fit, held_out = (prepared.mixed(part) for part in ("fit", "choose"))
     named = [(points[target], cuts[source]) for target, source in pairs]
     found = stitch.search(networks, prepared.accelerator, fit, held_out, named, 0)
-    reject = (torch.zeros(1, networks.width), torch.zeros(1))
-    return insertion_curve(networks, prepared, found, reject)
+    head = networks.head_rows((torch.zeros(1, networks.width), torch.zeros(1)))
+    return insertion_curve(networks, prepared, found, head)
 
 
 def test_the_same_place_of_the_same_network_is_best(networks, prepared):

@@ -9,7 +9,6 @@ from tqdm.auto import tqdm
 
 from pnc_hub.cloning.fitting.gate import Evidence
 from pnc_hub.cloning.fitting.refine import Recipe
-from pnc_hub.cloning.fitting.reject import reject_rows
 from pnc_hub.cloning.fitting.stitch import Candidate
 from pnc_hub.cloning.images.batches import Batches, Split
 from pnc_hub.cloning.images.data import Images
@@ -17,7 +16,7 @@ from pnc_hub.cloning.measuring.evaluate import gather
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.pruning.local_set import local_set
 from pnc_hub.cloning.search.curve import Judged
-from pnc_hub.cloning.search.select import best_clone
+from pnc_hub.cloning.search.select import best_clone, reject_rows
 from pnc_hub.cloning.search.trials import ROUNDS, Size, promising
 from pnc_hub.errors import InsertionPointError, SourceError
 from pnc_hub.models.cost import macs
@@ -67,12 +66,12 @@ def test_each_stage_tries_its_best_and_its_best_of_the_same_size(networks, prepa
         return Judged(candidate, *[0.5] * 4, sizes[source], 0)
 
     def tried(names, room):
-        found = promising(networks, prepared, [place(*pair) for pair in names], reject, Size(room))
+        found = promising(networks, prepared, [place(*pair) for pair in names], head, Size(room))
         return {(one.candidate.insertion.name, one.candidate.cut.name) for one in found}
 
     sizes = {"layer2.0": 10, "layer2.1": 9, "layer4.1": 8, "global_pool": 7}
     names = [("stages.1", "global_pool"), ("stages.1", "layer2.1"), ("stages.1", "layer2.0"), ("stages.2", "layer4.1")]
-    reject = reject_rows(networks, prepared)
+    head = networks.head_rows(reject_rows(networks, prepared))
     assert tried(names, networks.parameters * 2) == {names[0], names[1], names[3]}
     assert len(names) <= ROUNDS[0][0]
     sizes |= {"layer2.1": 10 * networks.parameters, "layer4.1": networks.parameters}  # before pruning

@@ -1,8 +1,10 @@
-"""Which labels of a data set are which classes of the source and the target, by their names or their numbers."""
+"""Which images show cloned classes and which show others: labels of data sets, by their names or their numbers."""
 
 from __future__ import annotations
 
 import difflib
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -10,11 +12,14 @@ from typing import Any
 from torch import nn
 
 from pnc_hub.artifact import checks
-from pnc_hub.cloning.images.data import UNLABELLED, class_names, labels_of
+from pnc_hub.cloning.images.data import UNLABELLED, Images, class_names, labels_of
 from pnc_hub.errors import DataError, SourceError
 from pnc_hub.models import labels
 from pnc_hub.models.classifier import as_classifier
 from pnc_hub.models.labels import same_label
+from pnc_hub.models.preprocess import Preprocess
+
+FEW = 20  # images of a class, or of all others together, from which on a gate can be learned
 
 
 def resolve_classes(classes: Mapping[str, int] | Sequence[str | int], source: nn.Module) -> dict[str, int]:
@@ -89,9 +94,35 @@ def relabel_target(target: nn.Module, dataset: Any, cloned: Iterable[str]) -> di
     return recognised if len(recognised) == len(mapped) else dict.fromkeys(mapped, UNLABELLED)
 
 
-def other_classes(dataset: Any, cloned: Mapping[int, int]) -> dict[int, int]:
-    """Label of the data set -> -1, for the labels that are not cloned."""
-    return {label: UNLABELLED for label in set(labels_of(dataset)) - set(cloned)}
+def sides(
+    source: nn.Module, target: nn.Module, preprocess: Preprocess, wanted: dict[str, int], data: Any, target_data: Any
+) -> tuple[Images, Images | None, str]:
+    """Images of the cloned classes, images of others (the target's, else the source's), and the regime, R1 to R4."""
+    relabel = relabel_cloned(wanted, source, data)
+    cloned = Images(data, preprocess, relabel)
+    missing = sorted(set(range(len(wanted))) - set(cloned.labels))
+    if missing:
+        raise DataError(f"no images of {', '.join(list(wanted)[position] for position in missing)} in the data")
+    if target_data is not None:
+        others = Images(target_data, preprocess, relabel_target(target, target_data, wanted))
+        fewest = min(Counter(others.labels).values(), default=0)
+        return cloned, others, "R3" if fewest <= FEW else "R4"
+    # the source's other classes
+    others = Images(data, preprocess, {label: UNLABELLED for label in set(labels_of(data)) - set(relabel)})
+    if len(others) >= FEW:
+        return cloned, others, "R2"
+    warnings.warn(
+        "the gate has seen images of the cloned classes alone, so nothing can be said of what it does to others: give images"
+        " of the target's classes as target_data, or leave images of the source's other classes in data",
+        stacklevel=3,
+    )
+    return cloned, None, "R1"
+
+
+def covers(shown: Iterable[int], target: nn.Module) -> bool:
+    """Whether images with these labels are of at least half of the target's classes, or of classes that nobody named."""
+    different = set(shown)
+    return UNLABELLED in different or 2 * len(different) >= as_classifier(target).num_classes
 
 
 def _plain(value: Any) -> Any:
@@ -115,9 +146,3 @@ def _resolve(entry: Any, names: list[tuple[str, ...]] | None, source: nn.Module,
             " classes={'heron': 131}"
         )
     return entry, same[0]
-
-
-def covers(shown: Iterable[int], target: nn.Module) -> bool:
-    """Whether images with these labels are of at least half of the target's classes, or of classes that nobody named."""
-    different = set(shown)
-    return UNLABELLED in different or 2 * len(different) >= as_classifier(target).num_classes

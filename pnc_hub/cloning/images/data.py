@@ -12,7 +12,7 @@ from timm.data import create_dataset, create_transform
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from pnc_hub.cloning.images.folders import ImageFolder
+from pnc_hub.cloning.images.files import ImageFolder
 from pnc_hub.cloning.images.streams import Streamed
 from pnc_hub.errors import DataError, ImageError, PncHubError
 from pnc_hub.models.preprocess import Preprocess, upright

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -16,6 +17,7 @@ from pnc_hub import attachment, fusion
 from pnc_hub.cloning.fitting.gate import auroc
 from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.measuring.album import Album
+from pnc_hub.cloning.networks import Networks
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.fingerprint import state_digest
 from pnc_hub.report.series import Histogram, Reliability, Table, class_table, pair_table
@@ -164,6 +166,28 @@ def observe(
         same = same and torch.equal(others.digests, unattached["digests"])
     same = same and state_digest(target) == before
     return Observed(width, count, new, others, alone, all(gather_object([bool(same)])))
+
+
+def source_alone(networks: Networks, batches: Iterable[Any]) -> tuple[float, float]:
+    """Accuracy of the source on images of the cloned classes: among these alone, and among all of its own.
+
+    It is what a clone can be expected to know; a warning says so if the labels do not seem to fit.
+    """
+
+    def answers(images: Tensor) -> dict[str, Any]:
+        lesson = networks.teach(images)
+        return {"answers": lesson.cloned.argmax(1), "cloned_wins": lesson.cloned_wins}
+
+    given = gather(answers, batches)
+    right = given["answers"] == given["labels"]
+    count, among_all = len(right), int((right & given["cloned_wins"]).sum())
+    if among_all / count <= 1.5 / networks.num_classes:
+        warnings.warn(
+            f"the source recognises {among_all} of {count} images of the cloned classes, no more than by chance: check that"
+            " classes= maps each label to its index in the source",
+            stacklevel=3,
+        )
+    return int(right.sum()) / count, among_all / count
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

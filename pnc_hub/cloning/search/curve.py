@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pnc_hub.cloning.fitting import gate as gates
 from pnc_hub.cloning.fitting.gate import Evidence, Sides
@@ -56,12 +56,9 @@ class Judged:
 
 
 @torch.no_grad()
-def insertion_curve(
-    networks: Networks, batches: Batches, candidates: list[Candidate], reject: tuple[Tensor, Tensor]
-) -> list[Judged]:
+def insertion_curve(networks: Networks, batches: Batches, candidates: list[Candidate], head: nn.Linear) -> list[Judged]:
     """Judge every candidate on held-out images, best first; those that look best at a glance are looked at again."""
     tails = {candidate.cut.name: networks.tail(candidate.cut.name) for candidate in candidates}
-    head = networks.head_rows(reject)
     whole = [(one, CloneModule(one.adapter, tails[one.cut.name], head)) for one in candidates]
     glances = judge(networks, batches, whole, GLANCE)
     shortlist = {id(judged.candidate) for judged in glances[:SHORTLIST]}

@@ -40,19 +40,17 @@ class Learned:
 
 def with_gates(
     module: CloneModule,
-    judged: Judged,
+    origin: Judged,
     networks: SourceAndTarget,
     batches: Batches,
     budget: float | None,
-    *,
     universal: bool,
-    stages: dict[str, float] | None = None,
 ) -> Learned:
     """Gates for this target and, if ``universal``, for any, with offsets calibrated on a part of the images of their own.
 
-    ``judged`` is the candidate that the finished ``module`` came from, ``stages`` goes to the record.
+    ``origin`` is the candidate that the finished ``module`` came from.
     """
-    module, insertion, cut = module.eval().requires_grad_(False), judged.candidate.insertion, judged.candidate.cut
+    module, insertion, cut = module.eval().requires_grad_(False), origin.candidate.insertion, origin.candidate.cut
     # a budget may need more images than a gate, and is met more finely by twice as many
     calibrating = max(MAX_GATE_IMAGES, 2 * gates.images_needed(budget) if budget else 0)
 
@@ -82,4 +80,4 @@ def with_gates(
         return gate
 
     universal_gate = fitted("universal") if universal else None
-    return Learned(module, fitted("adapted"), universal_gate, insertion, cut, judged.match, stages or {})
+    return Learned(module, fitted("adapted"), universal_gate, insertion, cut, origin.match)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from pnc_hub.cloning.fitting import stitch
+from pnc_hub.cloning.fitting import ridge, stitch
 from pnc_hub.cloning.fitting.refine import Recipe
-from pnc_hub.cloning.fitting.reject import reject_rows
 from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.networks import Networks, SourceAndTarget
 from pnc_hub.cloning.search.curve import Judged, insertion_curve
@@ -17,7 +17,7 @@ from pnc_hub.cloning.search.trials import Size, promising, refined
 from pnc_hub.errors import InsertionPointError
 from pnc_hub.models.insertion import INPUT, InsertionPoint
 
-MAX_RIDGE_IMAGES = 500
+MAX_RIDGE_IMAGES = 500  # in each part
 
 
 def best_clone(
@@ -42,19 +42,12 @@ def best_clone(
     fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES // 2) for part in ("fit", "choose"))
     candidates = stitch.search(networks, batches.accelerator, fit, held_out, pairs, batches.seed)
     bar.set_description(f"judge {len(candidates)} candidates")
-    reject = reject_rows(networks, batches)
-    curve = insertion_curve(networks, batches, candidates, reject)
+    head = networks.head_rows(reject_rows(networks, batches))
+    curve = insertion_curve(networks, batches, candidates, head)
     bar.set_description("prune and repair")
-    best = refined(promising(networks, batches, curve, reject, size), networks, batches, recipe, bar)
-    learned = with_gates(
-        best.module,
-        best.stitched,
-        networks,
-        batches,
-        locality_budget,
-        universal=recipe.universal,
-        stages=best.stages(),
-    )
+    best = refined(promising(networks, batches, curve, head, size), networks, batches, recipe, bar)
+    learned = with_gates(best.module, best.stitched, networks, batches, locality_budget, recipe.universal)
+    learned.stages = best.stages()
     return learned, curve
 
 
@@ -80,3 +73,23 @@ def search_pairs(
             " twofold, and a vector cannot become a map"
         )
     return pairs
+
+
+def reject_rows(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor]:
+    """What the source knows beside the cloned classes, as one more row of its head: (weight [1, C], bias [1]).
+
+    It is fitted to the energy of the other classes; zeros where there are none.
+    """
+    if not len(networks.others):
+        return networks.head.weight.new_zeros(1, networks.width), networks.head.bias.new_zeros(1)
+
+    def rows(images: Tensor) -> tuple[Tensor, Tensor]:
+        lesson = networks.teach(images)
+        return lesson.penultimate, lesson.rejected[:, None]
+
+    moments = [
+        ridge.fit_rows(batches.accelerator, batches.mixed(part, each=MAX_RIDGE_IMAGES // 2), rows)
+        for part in ("fit", "choose")
+    ]
+    weights = ridge.ridge(*moments).float()
+    return weights[:-1].T, weights[-1]

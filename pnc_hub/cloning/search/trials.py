@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pnc_hub import fusion
@@ -61,9 +61,7 @@ class Trial:
         return {name: one.auroc for name, one in judged.items() if one and one.auroc is not None}
 
 
-def promising(
-    networks: Networks, batches: Batches, curve: list[Judged], reject: tuple[Tensor, Tensor], size: Size
-) -> list[Trial]:
+def promising(networks: Networks, batches: Batches, curve: list[Judged], head: nn.Linear, size: Size) -> list[Trial]:
     """The candidates worth a trial, with pruned tails, the best of these first.
 
     For each stage of the target the best, and the best at its resolution: the closed form favours late cuts, behind which
@@ -87,7 +85,7 @@ def promising(
         if not kinds:
             continue
         try:
-            trials.append(Trial(judged, _pruned(networks, batches, judged.candidate, reject, size)))
+            trials.append(Trial(judged, _pruned(networks, batches, judged.candidate, head, size)))
             tried |= kinds
         except SourceError as error:
             refusal = str(error)
@@ -123,26 +121,18 @@ def _rounds(trials: int, epochs: float, steps: int) -> list[tuple[int, float]]:
     return rounds
 
 
-def _pruned(
-    networks: Networks, batches: Batches, candidate: Candidate, reject: tuple[Tensor, Tensor], size: Size
-) -> CloneModule:
+def _pruned(networks: Networks, batches: Batches, candidate: Candidate, head: nn.Linear, size: Size) -> CloneModule:
     """Adapter, pruned tail and head of at most that size."""
     room = size.parameters - parameters(candidate.adapter) - networks.width - len(fusion.SCALARS) - 2
     cut = candidate.cut
     while room > 0:
-        tail, head = localize.prune(
-            networks.tail(cut.name),
-            networks.head_rows(reject),
-            cut,
-            local_set(networks, batches, cut.name),
-            room,
-            classes=len(networks.classes),
-        )
-        module = CloneModule(copy.deepcopy(candidate.adapter), tail, head).to(networks.device)
+        nearby = local_set(networks, batches, cut.name)
+        parts = localize.prune(networks.tail(cut.name), head, cut, nearby, room, classes=len(networks.classes))
+        module = CloneModule(copy.deepcopy(candidate.adapter), *parts).to(networks.device)
         cost = macs(module, empty(candidate.insertion, device=networks.device))
         if cost <= size.macs:
             return module
-        room = int(0.95 * size.macs / cost * min(room, parameters(tail) + parameters(head)))
+        room = int(0.95 * size.macs / cost * min(room, sum(map(parameters, parts))))
     raise SourceError(
         f"{candidate.insertion.name} -> {cut.name} does not get that small; allow more with keep= or budget="
     )
