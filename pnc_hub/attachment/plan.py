@@ -71,7 +71,7 @@ class Target:
         self.names = {name for name, _ in self.model.named_modules()}
         self.architecture = pretrained_cfg(self.model).get("architecture")
         self.hooks = hooks_of(self.model)
-        self.width = self.hooks.width.own(self.model) if self.hooks else int(as_classifier(self.model).num_classes)
+        self.width = self.hooks.width.alone(self.model) if self.hooks else int(as_classifier(self.model).num_classes)
         self._digests: dict[str, bytes] = {}
 
     def plan(self, contents: Contents, *, on_mismatch: str = "error") -> Plan:

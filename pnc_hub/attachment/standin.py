@@ -22,18 +22,18 @@ class StandIn:
     """
 
     def __init__(self, owner: Any, method: str) -> None:
-        """For ``method`` of ``owner.model``, to be answered by ``owner``."""
+        """For ``method`` of ``owner.model``, to be answered by ``owner.call``."""
         self.owner, self.method = owner, method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the method does, and the clones hear it."""
-        return getattr(self.owner, self.method)(*args, **kwargs)
+        """What the method returns, with the clones taking part."""
+        return self.owner.call(self.method, args, kwargs)
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
         """What it stands for."""
-        own = self.owner.replaced.get(self.method)
-        return own or MethodType(getattr(type(self.owner.model), self.method), self.owner.model)
+        replaced: Callable[..., Any] | None = self.owner.replaced.get(self.method)
+        return replaced or MethodType(getattr(type(self.owner.model), self.method), self.owner.model)
 
     @property
     def __code__(self) -> CodeType:
@@ -61,5 +61,5 @@ def _unbound(
 ) -> Any:
     owner = vars(model).get(ATTRIBUTE)
     if getattr(owner, "number", None) == number:
-        return getattr(owner, method)(*args, **kwargs)
+        return owner.call(method, args, kwargs)
     return replaced(*args, **kwargs) if replaced else getattr(type(model), method)(model, *args, **kwargs)

@@ -16,8 +16,8 @@ class Width:
         self._told = self._width = self._shown = int(as_classifier(model).num_classes)
         self._heads = heads(model)
 
-    def own(self, model: nn.Module) -> int:
-        """The model's own classes."""
+    def alone(self, model: nn.Module) -> int:
+        """How many classes the model has without clones."""
         if model.num_classes != self._shown:
             return int(as_classifier(model).num_classes)
         found = heads(model)
@@ -28,7 +28,7 @@ class Width:
 
     def show(self, model: nn.Module, added: int | None) -> None:
         """Let ``num_classes`` tell the own ones and those ``added``; None restores what it told without clones."""
-        width, found = self.own(model), heads(model)
+        width, found = self.alone(model), heads(model)
         if model.num_classes != self._shown or found != self._heads:  # somebody exchanged the head
             self._told = width
         self._width, self._heads = width, found
@@ -43,7 +43,7 @@ class Width:
         """
         if model.num_classes == self._shown and width == self._width:
             return
-        if self.own(model) <= 0:
+        if self.alone(model) <= 0:
             raise NoClassifierError(
                 f"{type(model).__name__} was left without a classifier (num_classes={model.num_classes}) while a clone was"
                 " attached, so there are no logits to extend; detach the clone, or reset the classifier to some classes"

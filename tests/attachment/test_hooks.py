@@ -9,7 +9,7 @@ from common import images, tiny_clone, tiny_model
 from torch import nn
 
 import pnc_hub
-from pnc_hub.attachment.images import check_images
+from pnc_hub.attachment.passes import check_images
 from pnc_hub.errors import ImageError, InsertionPointError, NoClassifierError, TargetError
 
 
