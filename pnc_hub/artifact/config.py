@@ -15,7 +15,7 @@ from huggingface_hub.dataclasses import strict, type_validator, validated_field
 from huggingface_hub.errors import StrictDataclassError
 
 from pnc_hub.artifact import checks, files
-from pnc_hub.errors import FormatVersionError, IntegrityError, MalformedArtifactError
+from pnc_hub.errors import FormatVersionError, IntegrityError, MalformedArtifactError, one_line
 from pnc_hub.models.insertion import INPUT, LAYOUTS, InsertionPoint
 from pnc_hub.models.labels import same_label
 from pnc_hub.models.preprocess import Preprocess
@@ -227,7 +227,7 @@ class CloneConfig:
         try:
             config: CloneConfig = _parse(cls, values, "config")
         except (StrictDataclassError, TypeError, ValueError) as error:
-            raise MalformedArtifactError(f"config.json is not valid: {_one_line(error)}") from error
+            raise MalformedArtifactError(f"config.json is not valid: {one_line(error, 400)}") from error
         if values["files"].get(files.CONFIG) != seal(values)["files"][files.CONFIG]:
             raise IntegrityError(
                 "config.json was changed or damaged since it was written (its sha256 is not the one it records of itself);"
@@ -274,7 +274,3 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
 
 def _as_json(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]

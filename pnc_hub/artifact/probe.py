@@ -7,17 +7,13 @@ makes of the feature.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pnc_hub.artifact.config import CloneConfig
 from pnc_hub.artifact.files import TensorSpec
 from pnc_hub.models.insertion import empty
-
-if TYPE_CHECKING:
-    from pnc_hub.artifact.config import CloneConfig
 
 SIDE = 4
 MAX_INPUTS, MAX_CHANNELS = 16, 64

@@ -14,8 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pnc_hub.attachment import hooks, probing
 from pnc_hub.attachment.joined import JoinedClone
-from pnc_hub.attachment.plan import Target
-from pnc_hub.attachment.target import unwrapped
+from pnc_hub.attachment.plan import Target, unwrapped
 from pnc_hub.errors import TargetError
 from pnc_hub.hub.clone import Clone, open_clone
 from pnc_hub.hub.lock import Lock
@@ -80,8 +79,8 @@ class Attachment:
         Raises:
             TargetError: the clone is detached or disabled, so there are none.
         """
-        heard, joined = self._hooks, self._joined
-        columns = heard.columns(joined) if heard is not None and joined is not None else None
+        on_model, joined = self._hooks, self._joined
+        columns = on_model.columns(joined) if on_model is not None and joined is not None else None
         if columns is None:
             raise TargetError(f"{self!r} has no logits now: it is {'disabled' if joined else 'detached'}")
         return columns
@@ -97,18 +96,18 @@ class Attachment:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within the block the model answers as if this clone were not attached."""
-        joined, heard = self._joined, self._hooks
-        if joined is None or heard is None:
+        joined, on_model = self._joined, self._hooks
+        if joined is None or on_model is None:
             yield
             return
-        heard.mute(joined)
+        on_model.mute(joined)
         try:
             yield
         finally:
-            heard.unmute(joined)
+            on_model.unmute(joined)
 
     def verify(self, callable: Callable[[Tensor], Tensor] | None = None) -> float:
-        """Check that target and clone answer the probe as recorded, and that the clone is heard where the model is run.
+        """Check that target and clone answer the probe as recorded, and that the clone answers where the model is run.
 
         Args:
             callable: how the model is run, if not by calling it: a compiled or wrapped version of it. It gets one image, in

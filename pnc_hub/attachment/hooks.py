@@ -37,7 +37,8 @@ _CALL = nn.Module._call_impl.__code__
 _LOCK = threading.RLock()
 _NUMBERS = count()
 
-Args, Kwargs = tuple[Any, ...], dict[str, Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 
 
 def add(model: nn.Module, member: Member, size: Size) -> None:
@@ -56,7 +57,7 @@ class Hooks:
     """All hooks on one model. They are an attribute of the model, so a copy of that gets a copy of the clones."""
 
     def __init__(self, model: nn.Module, size: Size) -> None:
-        """For ``model``, whose images are of ``size`` (C, H, W). Nothing is changed yet: ``add`` does that."""
+        """Nothing is changed yet: ``add`` does that."""
         self.model, self.size, self.width = model, size, Width(model)
         self.members: Members = ()
         self.muted: Members = ()  # those that are disabled, as often as they are
@@ -164,7 +165,8 @@ class Hooks:
         if method == "forward":
             return self._forward(args, kwargs)
         if outer is None or outer.in_step:
-            return self._forward_features(args, kwargs) if method == "forward_features" else self._forward_head(args, kwargs)
+            step = self._forward_features if method == "forward_features" else self._forward_head
+            return step(args, kwargs)
         outer.in_step = True  # forward has called its step: that is a part of its pass
         try:
             return self._run(method, args, kwargs)

@@ -6,22 +6,22 @@ import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pnc_hub import fusion
 from pnc_hub.artifact import files
+from pnc_hub.artifact.config import AdapterConfig
 from pnc_hub.errors import InsertionPointError
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.insertion import INPUT
+from pnc_hub.models.preprocess import Preprocess
 from pnc_hub.models.tensors import tensors_of
 from pnc_hub.module import CloneModule, Gate
 
-if TYPE_CHECKING:
-    from pnc_hub.artifact.config import AdapterConfig
-    from pnc_hub.models.preprocess import Preprocess
+Parts = tuple[CloneModule, Gate, torch.device, torch.dtype]
 
 
 class JoinedClone:
@@ -61,11 +61,11 @@ class JoinedClone:
         parts = self._parts
         if parts[2] != feature.device or (parts[3] != dtype and not self.trainable):
             parts = self._parts = self._moved(feature.device) if self.trainable else self._built(feature.device, dtype)
-        module, gate, _, own_dtype = parts
-        clone_logits, reject, features = module(feature if autocast else feature.to(own_dtype))
-        own = target_logits.to(feature.device)
+        module, gate, _, weights_dtype = parts
+        clone_logits, reject, features = module(feature if autocast else feature.to(weights_dtype))
+        target = target_logits.to(feature.device)
         with torch.autocast(kind, enabled=False) if autocast else nullcontext():  # fusion needs its float32
-            new = fusion.new_logits(own, clone_logits, gate(own, clone_logits, reject, features))
+            new = fusion.new_logits(target, clone_logits, gate(target, clone_logits, reject, features))
         return new.to(target_logits.device)
 
     def _check(self, feature: Tensor) -> None:
@@ -95,41 +95,36 @@ class JoinedClone:
     def learned(self) -> Clone:
         """A clone with the weights as they are now, and a probe that expects them; what was measured before is left out."""
         module, gate = self._parts[:2]
-        own: dict[str, nn.Module] = {"gate": gate}
-        if self.adapter.insertion.name != INPUT:
-            own["adapter"] = module.adapter
-        changed = {
-            files.WEIGHTS: nn.ModuleDict({"tail": module.tail, "head": module.head}),
-            self.adapter.file: nn.ModuleDict(own),
-        }
+        trained: dict[str, nn.Module] = {"tail": module.tail, "head": module.head, "gate": gate}
         if self.adapter.insertion.name == INPUT:
-            changed[files.TRUNK] = nn.ModuleDict({"trunk": cast(nn.Sequential, module.adapter)[1]})
+            trained["trunk"] = cast(nn.Sequential, module.adapter)[1]
+        else:
+            trained["adapter"] = module.adapter
+        values = {f"{key}.{name}": value for key, part in trained.items() for name, value in tensors_of(part).items()}
         config, tensors = copy.deepcopy(self.clone.config), self.clone.all_tensors()
-        for file, part in changed.items():
-            now = tensors_of(part)
-            tensors[file] = {
-                name: now[name].detach().to("cpu", old.dtype, copy=True) for name, old in tensors[file].items()
-            }
+        for file in (files.WEIGHTS, self.adapter.file, *[files.TRUNK] * ("trunk" in trained)):
+            for name, old in tensors[file].items():
+                tensors[file][name] = values[name].detach().to("cpu", old.dtype, copy=True)
         clone = Clone(config, tensors)
         for adapter in config.adapters:
             adapter.metrics = {}
             clone.refresh_probe(adapter)
         return clone
 
-    def _moved(self, device: torch.device) -> tuple[CloneModule, Gate, torch.device, torch.dtype]:
+    def _moved(self, device: torch.device) -> Parts:
         module, gate, _, dtype = self._parts
         return module.to(device), gate.to(device), device, dtype
 
-    def _built(self, device: torch.device, dtype: torch.dtype) -> tuple[CloneModule, Gate, torch.device, torch.dtype]:
+    def _built(self, device: torch.device, dtype: torch.dtype) -> Parts:
         """Built in a thread of its own: inference mode, tracing, default devices and functorch's levels are the caller's."""
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(self._build, device, dtype).result()
 
-    def _build(self, device: torch.device, dtype: torch.dtype) -> tuple[CloneModule, Gate, torch.device, torch.dtype]:
+    def _build(self, device: torch.device, dtype: torch.dtype) -> Parts:
         module, gate = self.clone.build(self.adapter, self.given)
         if not self.trainable:
             return module.to(device, dtype), gate.to(device), device, dtype
-        own = copy.deepcopy((module, gate))
-        for part in own:
+        copies = copy.deepcopy((module, gate))
+        for part in copies:
             part.to(device, torch.float32).requires_grad_()
-        return *own, device, torch.float32
+        return *copies, device, torch.float32

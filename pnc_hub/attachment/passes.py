@@ -42,7 +42,6 @@ class Pass:
     """
 
     def __init__(self, members: Members, in_step: bool = False) -> None:
-        """Nothing has been read yet."""
         self.members, self.in_step = members, in_step
         self.features: dict[str, Tensor] = {}
 

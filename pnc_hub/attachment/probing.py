@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from pnc_hub.artifact.config import AdapterConfig
+from pnc_hub.artifact.contents import Contents
 from pnc_hub.artifact.probe import enlarge
+from pnc_hub.attachment.joined import JoinedClone
 from pnc_hub.errors import ProbeError, TargetError
 from pnc_hub.models.features import read
 from pnc_hub.models.insertion import INPUT
-
-if TYPE_CHECKING:
-    from pnc_hub.artifact.config import AdapterConfig
-    from pnc_hub.artifact.contents import Contents
-    from pnc_hub.attachment.joined import JoinedClone
-
 
 # Relative error of the target's feature beyond which its weights or its structure are others; by size of its dtype.
 FEATURE_TOLERANCE = {8: 1e-3, 4: 1e-3, 2: 0.1}
@@ -27,11 +23,7 @@ FEATURE_TOLERANCE = {8: 1e-3, 4: 1e-3, 2: 0.1}
 def feature_error(model: nn.Module, contents: Contents, adapter: AdapterConfig, size: tuple[int, ...]) -> float:
     """Relative error of the target's feature on the probe; 0 for an adapter at the input, which reads no feature.
 
-    Args:
-        model: the target in eval mode.
-        contents: the clone.
-        adapter: one of its adapters, made for a target.
-        size: (C, H, W) of the target's images.
+    ``model`` is the target in eval mode, ``size`` (C, H, W) that of its images; ``adapter`` is one of the clone's.
     """
     if adapter.insertion.name == INPUT:
         return 0.0
@@ -90,6 +82,7 @@ def verify(model: nn.Module, joined: JoinedClone, end: int, run_as: Callable[[Te
     if not complete or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
         raise ProbeError(
             f"the callable returns {list(found.shape)} and does not carry the clone's logits: it was compiled or captured"
-            " before the clone was attached. Attach first, or call torch.compiler.reset()."
+            " before the clone was attached, or its forward was exchanged since. Attach first, or call"
+            " torch.compiler.reset()."
         )
     return difference

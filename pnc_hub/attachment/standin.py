@@ -59,7 +59,7 @@ class StandIn:
 def _unbound(
     method: str, number: int, replaced: Callable[..., Any] | None, model: nn.Module, *args: Any, **kwargs: Any
 ) -> Any:
-    owner = vars(model).get(ATTRIBUTE)
+    owner: Any = vars(model).get(ATTRIBUTE)
     if getattr(owner, "number", None) == number:
         return owner.call(method, args, kwargs)
     return replaced(*args, **kwargs) if replaced else getattr(type(model), method)(model, *args, **kwargs)

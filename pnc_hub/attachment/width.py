@@ -1,4 +1,4 @@
-"""What ``model.num_classes`` tells while clones are attached: the width of what the model returns."""
+"""What ``model.num_classes`` says while clones are attached: the width of what the model returns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pnc_hub.models.classifier import as_classifier, heads
 
 
 class Width:
-    """How many classes a model has of its own; somebody may exchange its head meanwhile, by any way there is."""
+    """How many classes a model has without clones; somebody may exchange its head meanwhile, by any way there is."""
 
     def __init__(self, model: nn.Module) -> None:
-        """What ``model`` has now, with no clone attached."""
-        self._told = self._width = self._shown = int(as_classifier(model).num_classes)
+        """To be made before a clone is attached."""
+        self._before = self._width = self._shown = int(as_classifier(model).num_classes)
         self._heads = heads(model)
 
     def alone(self, model: nn.Module) -> int:
@@ -27,13 +27,13 @@ class Width:
         return next((width for width in widths if isinstance(width, int)), self._width)
 
     def show(self, model: nn.Module, added: int | None) -> None:
-        """Let ``num_classes`` tell the own ones and those ``added``; None restores what it told without clones."""
+        """Let ``num_classes`` say how many there are with those ``added``; None restores what it said without clones."""
         width, found = self.alone(model), heads(model)
         if model.num_classes != self._shown or found != self._heads:  # somebody exchanged the head
-            self._told = width
+            self._before = width
         self._width, self._heads = width, found
         self._shown = width + (added or 0)
-        as_classifier(model).num_classes = self._told if added is None else self._shown
+        as_classifier(model).num_classes = self._before if added is None else self._shown
 
     def follow(self, model: nn.Module, width: int, added: int) -> None:
         """The model has returned ``width`` logits of its own: it may have another head than before.

@@ -195,7 +195,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _check_writable(output: Path, page: Path | None) -> None:
     """Raise ``PublishError`` now, not after an hour of learning, if the result could not be written."""
-    from pnc_hub.hub.folder import is_replaceable
+    from pnc_hub.artifact.storage import is_replaceable
 
     if output.exists() and not is_replaceable(output):
         raise PublishError(f"{output} holds something else than a clone; choose a new or empty folder as --output")

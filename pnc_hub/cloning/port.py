@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from pnc_hub.artifact import files
 from pnc_hub.artifact.assembly import rebuilt
-from pnc_hub.attachment.target import check_target, unwrapped
+from pnc_hub.attachment.plan import check_target, unwrapped
 from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.images.batches import PARTS, Batches
 from pnc_hub.cloning.images.classes import FEW, covers, relabel_target

@@ -15,14 +15,8 @@ from pnc_hub.report.rows import classes, rows_of, shown
 
 # Licence identifiers that the Hub knows and timm uses; any other is published as "other".
 _LICENSES = {
-    "apache-2.0",
-    "mit",
-    "bsd-3-clause",
-    "bsd-2-clause",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-nc-4.0",
-    "cc0-1.0",
+    *("apache-2.0", "bsd-2-clause", "bsd-3-clause", "mit"),
+    *("cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0"),
 }
 
 
@@ -74,13 +68,7 @@ def metadata(config: CloneConfig) -> Any:
         metrics=["accuracy"],
         model_name=f"Clone of {config.source.architecture}" if results else None,
         eval_results=results or None,
-        tags=[
-            LIBRARY_NAME,
-            "partial-network-cloning",
-            "timm",
-            "arxiv:2303.10597",
-            *search.tags(config),
-        ],
+        tags=[LIBRARY_NAME, "partial-network-cloning", "timm", "arxiv:2303.10597", *search.tags(config)],
     )
 
 

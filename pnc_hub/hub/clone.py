@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pnc_hub.artifact.config import CloneConfig
 from pnc_hub.artifact.contents import Contents
-from pnc_hub.artifact.storage import Folder, Storage
+from pnc_hub.artifact.storage import Folder, Storage, is_replaceable, put
 from pnc_hub.errors import CloneNotFoundError, PublishError
-from pnc_hub.hub.folder import is_replaceable, put
 from pnc_hub.hub.lock import Lock, find
 
 if TYPE_CHECKING:
@@ -161,15 +160,11 @@ class Clone(Contents):
         from pnc_hub.hub import card, publishing
 
         config = card.with_datasets(self.config, datasets) if datasets else self.config
-        return publishing.push(
+        clone, title = (
             Contents(config, self.tensors, storage=self.storage),
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message or f"Add clone of {', '.join(self.labels)[:60]}",
+            f"Add clone of {', '.join(self.labels)[:60]}",
         )
+        return publishing.push(clone, repo_id, private, token, revision, create_pr, commit_message or title)
 
 
 def open_clone(clone: str | Path | Clone, *, lock: Lock | None = None, **options: Any) -> Clone:

@@ -8,16 +8,13 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pnc_hub.artifact import checks, files
 from pnc_hub.artifact.files import Header
 from pnc_hub.artifact.storage import Storage
 from pnc_hub.errors import CloneNotFoundError, IntegrityError, MalformedArtifactError
 from pnc_hub.hub.client import api, explained, retried
-
-if TYPE_CHECKING:
-    pass
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pnc_hub.artifact import files
 from pnc_hub.artifact.config import LIBRARY_NAME, AdapterConfig, CloneConfig
 from pnc_hub.artifact.contents import Contents
+from pnc_hub.artifact.storage import fill
 from pnc_hub.errors import FormatVersionError, MalformedArtifactError, PublishError
 from pnc_hub.hub import card, client, download
-from pnc_hub.hub.folder import fill
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -45,12 +45,11 @@ class _Published:
 def push(
     clone: Contents,
     repo_id: str,
-    *,
     private: bool | None,
     token: str | bool | None,
     revision: str | None,
     create_pr: bool,
-    commit_message: str,
+    message: str,
 ) -> CommitInfo:
     """Publish ``clone``, as ``Clone.push_to_hub`` says.
 
@@ -69,7 +68,7 @@ def push(
             # A pull request can be opened twice, so it is tried once. A commit whose answer was lost is in: the next attempt
             # then finds nothing to change.
             return client.retried(
-                lambda: publication.commit(create_pr, commit_message),
+                lambda: publication.commit(create_pr, message),
                 lambda error: not create_pr and (_is_overtaken(error) or client.is_transient(error)),
             )
         except PublishError:

@@ -138,9 +138,7 @@ def table(clones: Collection[CloneInfo]) -> str:
 
 def _listed(tags: list[str], author: str | None, token: str | bool | None) -> Iterator[CloneInfo]:
     """What carries all of ``tags``, page after page; a repository whose tags are not a clone's is left out."""
-    asked = [
-        tag for tag in tags if "," not in tag
-    ]  # the Hub takes a comma for the end of a tag; ``search`` looks again
+    asked = [tag for tag in tags if "," not in tag]  # the Hub ends a tag at a comma; ``search`` looks again
     try:
         models = api(token).list_models(
             filter=asked,

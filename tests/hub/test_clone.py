@@ -1,7 +1,9 @@
 """An artifact is what was saved, byte for byte, or it is refused and the model is not touched."""
 
 import json
+import os
 import shutil
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -306,6 +308,16 @@ class TestSaving:
         assert other.save_pretrained(tmp_path / "a" / "b") == tmp_path / "a" / "b"
         (tmp_path / "empty").mkdir()
         assert other.save_pretrained(str(tmp_path / "empty")) == tmp_path / "empty"
+
+    @pytest.mark.parametrize("mask", [0o022, 0o027])
+    def test_files_have_the_mode_that_the_umask_gives(self, other, tmp_path, mask):
+        before = os.umask(mask)
+        try:
+            folder = other.save_pretrained(tmp_path / "shared")
+        finally:
+            os.umask(before)
+        for path in (folder, *folder.rglob("*")):
+            assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~mask
 
     def test_a_link_to_a_folder_stays_a_link(self, clone_folder, other, tmp_path):
         (tmp_path / "link").symlink_to(clone_folder)

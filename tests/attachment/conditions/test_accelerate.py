@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import pnc_hub
 from attachment.conditions.cases import assert_answers, join, once_each, pair, restored
+from pnc_hub.errors import ProbeError
 
 HALF = {"rtol": 0.1, "atol": 0.1}
 WHEN = pytest.mark.parametrize("when", ["before", "after"])
@@ -215,3 +216,29 @@ def test_detaching_while_a_prepared_model_wraps_its_forward(family, at, accelera
         pnc_hub.detach(joined.model)
         assert torch.equal(prepared(images()), plain(images()))
         assert torch.equal(machine.unwrap_model(prepared, keep_fp32_wrapper=False)(images()), joined.alone)
+
+
+class WithoutSteps(nn.Module):
+    """A classifier that is run as a whole alone, so only its ``forward`` can be answered for."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.num_classes, self.pretrained_cfg = body, body.num_classes, body.pretrained_cfg
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*attached at the input")
+def test_a_hook_that_is_removed_takes_the_clone_along_where_there_are_no_steps_and_verify_says_so():
+    body, clones = pair("resnet", "input")
+    model = WithoutSteps(copy.deepcopy(body)).eval()
+    add_hook_to_module(model, ModelHook())
+    with torch.no_grad(), pnc_hub.attach(model, clones[0]) as attachment:
+        assert model(images()).shape == (4, 10)
+        assert attachment.verify() == 0
+        remove_hook_from_module(model)
+        assert model(images()).shape == (4, 7)
+        with pytest.raises(ProbeError, match="does not carry the clone's logits"):
+            attachment.verify()
+    assert torch.equal(model(images()), body(images()))

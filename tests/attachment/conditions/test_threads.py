@@ -160,7 +160,7 @@ def test_what_was_detached_is_let_go_though_threads_have_used_it(family, at):
     model, clone = copy.deepcopy(model), copy.deepcopy(clones[0])
     attachment = pnc_hub.attach(model, clone)
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
-    references = [weakref.ref(thing) for thing in (clone, attachment, *(hook.__self__ for hook in hooks))]
+    references = [weakref.ref(thing) for thing in (clone, attachment, *hooks)]
     references += [weakref.ref(tensor) for tensors in clone.tensors.values() for tensor in tensors.values()]
     assert len(references) > 10
     with ThreadPoolExecutor(4) as pool:
