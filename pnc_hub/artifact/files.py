@@ -286,6 +286,8 @@ def parse_header(stream: BufferedIOBase | _Hashed, size: int, file: str) -> Head
         tensors = {name: TensorSpec(tuple(entry["shape"]), _DTYPES[entry["dtype"]]) for name, entry in entries.items()}
         spans = {name: (entry["data_offsets"][0], entry["data_offsets"][1]) for name, entry in entries.items()}
         spans = dict(sorted(spans.items(), key=lambda item: item[1]))
+        if not all(type(number) is int for name in tensors for number in (*tensors[name].shape, *spans[name])):
+            raise TypeError("a size is no whole number")
     except (AttributeError, LookupError, TypeError) as error:
         raise MalformedArtifactError("its safetensors header does not describe tensors", file=file) from error
     return Header(file, size, tensors, spans, size - 8 - length)

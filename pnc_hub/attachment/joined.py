@@ -107,7 +107,7 @@ class JoinedClone:
                 tensors[file][name] = values[name].detach().to("cpu", old.dtype, copy=True)
         clone = Clone(config, tensors)
         for adapter in config.adapters:
-            adapter.metrics = {}
+            adapter.metrics, adapter.series = {}, {}
             clone.refresh_probe(adapter)
         return clone
 

@@ -85,7 +85,7 @@ def verify(
         HubError: the Hub did not answer.
 
     Example:
-        >>> from pnc_hub.verification import verify
+        >>> from pnc_hub.hub.verification import verify
         >>> print(verify("user/clone-birds"))  # doctest: +SKIP
     """
     clone = open_clone(clone, revision=revision, token=token, cache_dir=cache_dir, lock=lock)

@@ -148,6 +148,9 @@ REFUSED = {
     "A21-negative shape": entry(shape=[-4, -1]),
     "A22-negative offset": entry(data_offsets=[-16, 0]),
     "A23-real shape": entry(shape=[4.5]),
+    "A23-real shape of the same size": with_header(
+        lambda header: first(header).update(shape=[*map(float, first(header)["shape"])])
+    ),
     "A24-2^32 x 2^32": entry(shape=[2**32, 2**32]),
     "A25-0 x 2^62": entry(shape=[0, 2**62]),
     "A26-100000 dimensions": entry(shape=[1] * 100_000),
@@ -175,9 +178,6 @@ REFUSED = {
 }  # fmt: skip
 
 HARMLESS = {
-    "A23-real shape of the same size": with_header(
-        lambda header: first(header).update(shape=[*map(float, first(header)["shape"])])
-    ),
     "A30-extra field": entry(url="https://example.org"),
     "A30-space before the header": lambda data: joined(b"  " + json.dumps(split(data)[0]).encode(), split(data)[1]),
     "A34-3 MB of metadata": with_header(lambda header: header.update(__metadata__={"a": " " * (3 << 20)})),
@@ -207,6 +207,17 @@ def test_other_files_are_read_as_strictly(clone_folder, target, case, which):
         reseal(clone_folder, file)
     act = verify if which == "probe" else pnc_hub.attach
     refused(target, clone_folder, file=file, act=act)
+
+
+@pytest.mark.parametrize("count", ["a", None, 2.0, 2.5, True, [2]])
+def test_a23_sizes_that_are_no_whole_numbers(clone_folder, target, count):
+    """Of the probe: its first sizes are its own affair, and are computed with."""
+    path = clone_folder / "probe.safetensors"
+    header, content = split(path.read_bytes())
+    image = next(name for name in header if name.endswith("/image"))
+    header[image]["shape"][0] = count
+    replace(clone_folder, path.name, joined(json.dumps(header).encode(), content))
+    refused(target, clone_folder, file=path.name, act=verify)
 
 
 def verify(model, clone):

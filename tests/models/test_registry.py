@@ -4,13 +4,13 @@
 """
 
 import pytest
-import sweep
 import timm
 import torch
 
 from pnc_hub.errors import InsertionPointError
 from pnc_hub.models.insertion import INPUT, empty
 from pnc_hub.models.skeleton import Skeleton
+from recipes.architectures import sweep
 
 ARCHITECTURES = (
     *("beit_base_patch16_224", "botnet26t_256", "bat_resnext26ts", "cait_xxs24_224", "coat_tiny", "convit_tiny"),
