@@ -28,23 +28,14 @@ class ArtifactError(PncHubError):
     code = "artifact"
 
     def __init__(
-        self,
-        reason: str,
-        *,
-        repo_id: str | None = None,
-        revision: str | None = None,
-        file: str | None = None,
+        self, reason: str, *, repo_id: str | None = None, revision: str | None = None, file: str | None = None
     ) -> None:
         self.reason = reason
-        self.repo_id = repo_id
-        self.revision = revision
-        self.file = file
+        self.repo_id, self.revision, self.file = repo_id, revision, file
         super().__init__(reason)
 
     def __str__(self) -> str:
-        name = self.repo_id or ""
-        if self.revision:
-            name += f"@{self.revision}"
+        name = (self.repo_id or "") + (f"@{self.revision}" if self.revision else "")
         place = ", ".join(part for part in (name, self.file) if part)
         return f"{place}: {self.reason}" if place else self.reason
 

@@ -18,8 +18,7 @@ from pnc_hub.hub.lock import Lock, find
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from pnc_hub.report import Report
-    from pnc_hub.report.photos import ShownPhoto
+    from pnc_hub.report import Report, ShownPhoto
 
 
 class Clone(Contents):

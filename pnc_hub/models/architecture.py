@@ -84,11 +84,7 @@ class Architecture:
         return _copied(self.part("tail", cut))
 
     def point(self, cut: str) -> InsertionPoint:
-        """What the feature at ``cut`` looks like.
-
-        Raises:
-            InsertionPointError: there is no such place to cut.
-        """
+        """What the feature at ``cut`` looks like; an ``InsertionPointError`` where there is no such place."""
         return self.skeleton.point(cut)
 
     def part(self, side: str, cut: str) -> Part:

@@ -39,9 +39,8 @@ def read(
         if stop and features.keys() == wanted:
             raise _Reached
 
-    handles = [
-        model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in sorted(wanted - {INPUT})
-    ]
+    modules = {name: model.get_submodule(name) for name in sorted(wanted - {INPUT})}
+    handles = [module.register_forward_hook(partial(keep, name)) for name, module in modules.items()]
     try:
         return (None if stop and not handles else model(images)), features
     except _Reached:

@@ -27,9 +27,7 @@ class ShapesOnly(TorchFunctionMode):
     What does not fit is left to torch, which raises what it raises.
     """
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every operation."""
         _ALLOWED.left -= 1
         if _ALLOWED.left < 0:
@@ -48,9 +46,7 @@ class IndicesInRange(TorchFunctionMode):
     Without it torch does not look at them: what they would index has a shape and nothing else.
     """
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every operation."""
         if func is Tensor.__getitem__ and args[0].is_meta:
             tensor, index = args
@@ -159,13 +155,8 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
     F.gelu: _gelu,
     F.scaled_dot_product_attention: _attend,
     **dict.fromkeys((F.silu, F.hardswish, F.hardsigmoid, F.relu6), _activate),
-    **dict.fromkeys(
-        (
-            *(Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_, Tensor.fill_, Tensor.zero_),
-            *(Tensor.mul_, Tensor.add_),
-        ),
-        _initialise,
-    ),
+    **dict.fromkeys((Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_), _initialise),
+    **dict.fromkeys((Tensor.fill_, Tensor.zero_, Tensor.mul_, Tensor.add_), _initialise),
 }
 
 

@@ -64,11 +64,8 @@ class Paths:
     def trunk(self, end: fx.Node) -> list[str]:
         """Names of the modules, parameters and buffers that are used up to and including ``end``."""
         used = ancestors(end)
-        return [
-            str(node.target)
-            for node in self.traced.graph.nodes
-            if node in used and node.op in ("call_module", "get_attr")
-        ]
+        named = (node for node in self.traced.graph.nodes if node.op in ("call_module", "get_attr"))
+        return [str(node.target) for node in named if node in used]
 
     def part(self, start: fx.Node, start_name: str, end: Any) -> fx.Graph:
         """The nodes that lead from ``start``, which becomes a placeholder, to ``end``, for any number of images.
@@ -113,9 +110,7 @@ def _constant(traced: Trace, node: fx.Node, graph: fx.Graph, feature: fx.Node) -
 
     def without_batch(value: Any) -> Any:
         if isinstance(value, (tuple, list)):
-            return (
-                [without_batch(item) for item in value] if isinstance(value, list) else tuple(map(without_batch, value))
-            )
+            return (list if isinstance(value, list) else tuple)(map(without_batch, value))
         if type(value) is not int or not value or value % BATCH:
             return value
         images = graph.call_method("size", (feature, 0))

@@ -53,9 +53,8 @@ class Reprocess(nn.Module):
         super().__init__()
         self.size = wanted.input_size[1:]
         self.channels = wanted.input_size[0]
-        mean, std = _column(given.mean), _column(given.std)
-        self.register_buffer("given_mean", mean, persistent=False)
-        self.register_buffer("given_std", std, persistent=False)
+        self.register_buffer("given_mean", _column(given.mean), persistent=False)
+        self.register_buffer("given_std", _column(given.std), persistent=False)
         self.register_buffer("wanted_mean", _column(wanted.mean), persistent=False)
         self.register_buffer("wanted_std", _column(wanted.std), persistent=False)
         self.identity = (given.mean, given.std, given.input_size[0]) == (wanted.mean, wanted.std, wanted.input_size[0])
@@ -101,9 +100,8 @@ def _channels(model: nn.Module) -> int | None:
 
 def _recorded(model: nn.Module) -> dict[str, Any]:
     """What timm records with ``model`` of its images, timm's defaults where it records nothing."""
-    recorded: dict[str, Any] = resolve_data_config(
-        {"crop_mode": None}, pretrained_cfg(model)
-    )  # it refuses to get nothing
+    asked = {"crop_mode": None}  # it refuses to get nothing
+    recorded: dict[str, Any] = resolve_data_config(asked, pretrained_cfg(model))
     return recorded
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from torch import fx, nn
 
 from pnc_hub.errors import InsertionPointError
-from pnc_hub.models.classifier import classifier_name
+from pnc_hub.models.cost import parameters
 from pnc_hub.models.insertion import INPUT, InsertionPoint, describe
 from pnc_hub.models.meta import meta_copy
 from pnc_hub.models.paths import Paths
@@ -42,11 +42,6 @@ class Skeleton:
     def graph(self) -> fx.Graph:
         """The shallow graph of one forward pass."""
         return self._paths.traced.graph
-
-    @cached_property
-    def classifier(self) -> str:
-        """Path of the one layer that turns features into logits, or "" where there is no such layer."""
-        return classifier_name(self.model)
 
     @cached_property
     def points(self) -> dict[str, InsertionPoint]:
@@ -126,20 +121,13 @@ class Skeleton:
 
     def _body(self, paths: Paths) -> str | None:
         """The module that holds most of the model, where one does: models that wrap another have few modules of their own."""
-        half = sum(parameter.numel() for parameter in self.model.parameters()) / 2
-        for node in paths.readable:
-            module = self.model.get_submodule(str(node.target))
-            if sum(parameter.numel() for parameter in module.parameters()) > half:
-                return str(node.target)
-        return None
+        names, half = (str(node.target) for node in paths.readable), parameters(self.model) / 2
+        return next((name for name in names if parameters(self.model.get_submodule(name)) > half), None)
 
     def _described(self, paths: Paths, nodes: list[fx.Node]) -> dict[str, InsertionPoint]:
-        points = {}
-        for node in nodes:
-            point = describe(self.model, str(node.target), paths.traced.values[node], self.input_size)
-            if point is not None:
-                points[point.name] = point
-        return points
+        size, values = self.input_size, paths.traced.values
+        described = (describe(self.model, str(node.target), values[node], size) for node in nodes)
+        return {point.name: point for point in described if point is not None}
 
     def _node(self, name: str) -> fx.Node:
         self.point(name)

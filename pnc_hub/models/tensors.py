@@ -11,8 +11,7 @@ from pnc_hub.errors import InsertionPointError
 # The integer attributes that a layer keeps of its width, and that structured pruning therefore changes.
 WIDTH_ATTRIBUTES = (
     *("in_channels", "out_channels", "groups", "in_features", "out_features"),
-    *("num_features", "num_channels", "normalized_shape"),
-    *("num_heads", "attn_dim"),
+    *("num_features", "num_channels", "normalized_shape", "num_heads", "attn_dim"),
 )
 
 
@@ -32,8 +31,7 @@ def put_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
         for attribute, old in layer._parameters.items():
             if old is not None:
                 name = names[id(old)]
-                new = parameters.setdefault(name, nn.Parameter(tensors[name], requires_grad=False))
-                layer._parameters[attribute] = new
+                layer._parameters[attribute] = parameters.setdefault(name, nn.Parameter(tensors[name], False))
         for attribute, buffer in layer._buffers.items():
             if buffer is not None:
                 layer._buffers[attribute] = tensors[names[id(buffer)]]
@@ -43,10 +41,9 @@ def attributes_of(module: nn.Module) -> dict[str, dict[str, int]]:
     """The width attributes of every layer that has any, by layer name."""
     widths = {}
     for name, layer in module.named_modules():
-        values = {attribute: vars(layer).get(attribute) for attribute in WIDTH_ATTRIBUTES}
-        values = {attribute: _as_int(value) for attribute, value in values.items() if _as_int(value) is not None}
-        if values:
-            widths[name] = values
+        values = ((attribute, _as_int(vars(layer).get(attribute))) for attribute in WIDTH_ATTRIBUTES)
+        if found := {attribute: value for attribute, value in values if value is not None}:
+            widths[name] = found
     return widths
 
 
@@ -59,11 +56,8 @@ def shrink(module: nn.Module, shapes: dict[str, list[int]], attributes: dict[str
     tensors, widths = tensors_of(module), attributes_of(module)
     for name, shape in shapes.items():
         full = tuple(tensors[name].shape) if name in tensors else None
-        if (
-            full is None
-            or len(shape) != len(full)
-            or not all(1 <= new <= old for new, old in zip(shape, full, strict=True))
-        ):
+        fits = full is not None and len(shape) == len(full)
+        if not fits or not all(1 <= new <= old for new, old in zip(shape, full or (), strict=True)):
             raise InsertionPointError(f"tensor {name!r} after the cut can not have shape {shape}; it has {full}")
     for name, values in attributes.items():
         widest = widths.get(name, {})

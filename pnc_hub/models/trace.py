@@ -78,15 +78,11 @@ class _Tracer(fx.Tracer):
         self.varying: set[fx.Node] = set()
         self._thread, self._evaluating = threading.get_ident(), False
 
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """The image alone is an argument of the graph, so that the others have their defaults, as in ``model(image)``."""
         return root_fn, [self.root, self.create_proxy("placeholder", "image", (), {})]
 
-    def create_node(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any
-    ) -> fx.Node:
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
         """Record a node and compute it."""
         node = super().create_node(kind, target, args, kwargs, *rest, **more)
         if kind != "output":
@@ -99,11 +95,15 @@ class _Tracer(fx.Tracer):
                 self.varying.add(node)
         return node
 
-    def create_proxy(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any
-    ) -> Any:
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """A proxy that knows its value; None and containers are themselves, so that ``is None`` and ``isinstance`` hold."""
-        return self._unpacked(super().create_proxy(kind, target, args, kwargs, *rest, **more))
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        value = proxy.value
+        if type(value) in (tuple, list):
+            return type(value)(proxy[index] for index in range(len(value)))
+        if type(value) is dict:
+            return {key: proxy[key] for key in value}
+        return None if value is None else proxy
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Called by ``create_proxy``."""
@@ -113,9 +113,7 @@ class _Tracer(fx.Tracer):
         """What stands for ``a`` in the graph. Proxies come first: they say that they are tensors."""
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A node for modules that return one tensor; the others are looked into, because hooks need one tensor."""
         if self._computes_in_earnest:
             return forward(*args, **kwargs)
@@ -158,14 +156,6 @@ class _Tracer(fx.Tracer):
         for node in reversed(list(self.graph.nodes)[recorded:]):
             if node.op != "get_attr":
                 self.graph.erase_node(node)
-
-    def _unpacked(self, proxy: Any) -> Any:
-        value = proxy.value
-        if type(value) in (tuple, list):
-            return type(value)(proxy[index] for index in range(len(value)))
-        if type(value) is dict:
-            return {key: proxy[key] for key in value}
-        return None if value is None else proxy
 
     def _evaluate(self, node: fx.Node) -> Any:
         target: Any = node.target
@@ -235,9 +225,7 @@ class _Proxy(fx.Proxy):
         return iter([self[index] for index in range(len(self))])
 
     def __len__(self) -> int:
-        if isinstance(self.value, Tensor):
-            return int(self.shape[0])
-        return len(self.value)
+        return int(self.shape[0]) if isinstance(self.value, Tensor) else len(self.value)
 
     def __bool__(self) -> bool:
         return bool(self.tracer.fixed(self))

@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pnc_hub.report.photos import ShownPhoto
-from pnc_hub.report.rows import PORTED_ROWS, ROWS, classes, listed, number, others, rows_of, shown
+from pnc_hub.report.rows import PORTED_ROWS, ROWS, classes, listed, number, others, written
 
 if TYPE_CHECKING:
     from pnc_hub.artifact.config import CloneConfig
+
+# What happened to a photo, in the order of the page.
+KINDS = {
+    "recognised": "Photos of new classes that are recognised now",
+    "mixed": "Photos of new classes that got another new class",
+    "missed": "Photos of new classes that the target still answers",
+    "diverted": "Photos of old classes that moved to a new class",
+}
+# Of the last kind, where no image of the target was seen but those of the source's other classes (regime R2).
+OTHERS = "Photos of other classes that got a new class"
+
+
+@dataclass(frozen=True)
+class ShownPhoto:
+    """One held-out image, before and after the clone, small: for the report of one just learned, never part of an artifact.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        picture: a PNG or JPEG of at most 112 pixels.
+        shows: name of its class, or None where it is not known.
+        before: what the target alone answers, and its probability.
+        after: what the target answers with the clone attached, and its probability.
+    """
+
+    kind: str
+    picture: bytes
+    shows: str | None
+    before: tuple[str, float]
+    after: tuple[str, float]
+
+    @property
+    def uri(self) -> str:
+        """The picture as part of a page."""
+        kind = "png" if self.picture.startswith(b"\x89PNG") else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(self.picture).decode()}"
 
 
 @dataclass(frozen=True)
@@ -88,4 +123,4 @@ def _text(title: str, metrics: dict[str, Any], rows: tuple[tuple[str, str, str],
     more = "" if old is None else f" and {old:,.0f} of {others(metrics)}"
     if new is not None:
         title += f"\n  measured on {new:,.0f} image{'s' if new != 1 else ''} of new{more} classes"
-    return listed(title, ((text, shown(metrics.get(name), kind)) for name, text, kind in rows_of(metrics, rows)))
+    return listed(title, written(metrics, rows))

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 from pnc_hub.report import plots, theme
 from pnc_hub.report.layers import kept_layers
 from pnc_hub.report.rows import number, others, shown
-from pnc_hub.report.series import Confusion, Curve, Histogram, Reliability, Row
+from pnc_hub.report.series import Confusion, Curve, Histogram, Reliability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pnc_hub.artifact.config import AdapterConfig, CloneConfig
-
-Rows = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Drawing:
     note: str
     plot: Callable[[], Figure]
     columns: tuple[str, ...]
-    rows: Rows
+    rows: tuple[tuple[str, ...], ...]
 
     @property
     def file(self) -> str:
@@ -81,27 +79,22 @@ def drawings(config: CloneConfig) -> list[Drawing]:
 
 
 def _accuracy(metrics: Mapping[str, Any], count: int) -> Drawing | None:
-    measured = {
-        "target's classes": (number(metrics, "target_alone"), number(metrics, "ori")),
-        "cloned classes": (number(metrics, "source_alone"), number(metrics, "tar")),
-    }
-    pairs: dict[str, tuple[float | None, float]] = {
-        name: (alone, joint) for name, (alone, joint) in measured.items() if alone is not None and joint is not None
-    }
-    if count == 1 and "cloned classes" in pairs:  # nothing to choose among, so the source is right by definition
-        pairs["cloned classes"] = (None, pairs["cloned classes"][1])
+    pairs: dict[str, tuple[float | None, float]] = {}
+    for name, before, after in (("target's classes", "target_alone", "ori"), ("cloned classes", "source_alone", "tar")):
+        alone, joint = number(metrics, before), number(metrics, after)
+        if alone is not None and joint is not None:
+            # of a single class the source is right by definition: there is nothing to choose among
+            pairs[name] = (None if after == "tar" and count == 1 else alone, joint)
     if all(alone is None for alone, _ in pairs.values()):
         return None
     rows = tuple(
         (name, "" if alone is None else _percent(alone), _percent(joint)) for name, (alone, joint) in pairs.items()
     )
+    said = (f"{name} {f'{alone} alone, ' if alone else ''}{joint} with the clone" for name, alone, joint in rows)
     return Drawing(
         "accuracy",
         "Accuracy before and after",
-        "Accuracy before and after: "
-        + "; ".join(
-            f"{name} {f'{alone} alone, ' if alone else ''}{joint} with the clone" for name, alone, joint in rows
-        ),
+        f"Accuracy before and after: {'; '.join(said)}",
         "On held-out images. With the clone, every image is answered among old and new classes together.",
         partial(plots.accuracy, pairs),
         ("accuracy on", "alone", "with the clone"),
@@ -176,9 +169,7 @@ def _gate(adapter: AdapterConfig) -> Drawing | None:
         ("log-odds from", "to", f"images of {other} classes", "images of new classes"),
         tuple(
             (f"{low:.2f}", f"{high:.2f}", str(old), str(new))
-            for low, high, old, new in zip(
-                histogram.edges, histogram.edges[1:], histogram.old, histogram.new, strict=False
-            )
+            for low, high, new, old in zip(*histogram.table().values(), strict=True)
         ),
     )
 
@@ -190,7 +181,9 @@ def _confusion(adapter: AdapterConfig, labels: tuple[str, ...]) -> Drawing | Non
     other = others(adapter.metrics)
     sides = [(f"images of {other} classes", confusion.old), ("images of new classes", confusion.new)]
     rows = [
-        _confused(label, row) for label, row in (*sides, *((labels[at], row) for at, row in confusion.classes)) if row
+        (label, "not known" if row.right is None else _percent(row.right), _percent(row.stayed), _percent(row.crossed))
+        for label, row in (*sides, *((labels[at], row) for at, row in confusion.classes))
+        if row
     ]
     pairs = [(f"{labels[new]} taken for the target's class {old}", count) for new, old, count in confusion.new_to_old]
     pairs += [(f"the target's class {old} taken for {labels[new]}", count) for old, new, count in confusion.old_to_new]
@@ -206,15 +199,6 @@ def _confusion(adapter: AdapterConfig, labels: tuple[str, ...]) -> Drawing | Non
         partial(plots.confusion, confusion, labels, other),
         ("images of", "right", "another of the same side", "one of the other side"),
         tuple(rows),
-    )
-
-
-def _confused(label: str, row: Row) -> tuple[str, ...]:
-    return (
-        label,
-        "not known" if row.right is None else _percent(row.right),
-        _percent(row.stayed),
-        _percent(row.crossed),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pnc_hub.errors import MalformedArtifactError
@@ -31,30 +31,21 @@ def kept_layers(config: CloneConfig) -> dict[str, tuple[int, int]]:
         tail = tensors_of(nn.ModuleDict({"tail": rebuilt(config).tail(config.cut)}))
     except MalformedArtifactError:
         return {}
-    kept = {name: math.prod(config.tail.shapes.get(name, tensor.shape)) for name, tensor in tail.items()}
     # norms and biases follow the layers that they belong to
-    weights = [name for name, tensor in tail.items() if tensor.is_floating_point() and tensor.dim() > 1]
-    return _grouped(
-        _summed(
-            (name.removeprefix("tail.").rpartition(".")[0] or name, (kept[name], tail[name].numel()))
-            for name in weights
-        )
-    )
+    weights = {name: tensor for name, tensor in tail.items() if tensor.is_floating_point() and tensor.dim() > 1}
+    kept = (math.prod(config.tail.shapes.get(name, tensor.shape)) for name, tensor in weights.items())
+    layers = (name.removeprefix("tail.").rpartition(".")[0] or name for name in weights)
+    return _grouped([*zip(layers, kept, (tensor.numel() for tensor in weights.values()), strict=True)])
 
 
-def _grouped(layers: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+def _grouped(layers: list[tuple[str, int, int]]) -> dict[str, tuple[int, int]]:
     """At most ``MOST_LAYERS``: names are shortened from the end until there are as few; those that then share one are added."""
-    deepest = max((name.count(".") for name in layers), default=0)
-    while len(layers) > MOST_LAYERS and deepest:
-        layers = _summed((".".join(name.split(".")[:deepest]), sizes) for name, sizes in layers.items())
-        deepest -= 1
-    return dict(list(layers.items())[:MOST_LAYERS])
-
-
-def _summed(sizes: Iterable[tuple[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
-    """By name, the sum of each number."""
-    sums: dict[str, tuple[int, int]] = {}
-    for name, (kept, whole) in sizes:
-        before = sums.get(name, (0, 0))
-        sums[name] = (before[0] + kept, before[1] + whole)
-    return sums
+    for depth in range(max((name.count(".") for name, _, _ in layers), default=0) + 1, 0, -1):
+        kept, whole = Counter[str](), Counter[str]()
+        for name, part, of in layers:
+            shortened = ".".join(name.split(".")[:depth])
+            kept[shortened] += part
+            whole[shortened] += of
+        if len(whole) <= MOST_LAYERS:
+            break
+    return {name: (kept[name], whole[name]) for name in list(whole)[:MOST_LAYERS]}

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pnc_hub.report import Report, figures, theme
-from pnc_hub.report.photos import KINDS, OTHERS
-from pnc_hub.report.rows import PORTED_ROWS, ROWS, number, others, rows_of, shown
+from pnc_hub.report import KINDS, OTHERS, Report, figures, theme
+from pnc_hub.report.rows import PORTED_ROWS, ROWS, number, others, shown, written
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -53,8 +52,8 @@ def render(report: Report) -> str:
         drawings=drawings,
         drawn=drawn,
         photos=[(title, shown_photos) for title, shown_photos in photos if shown_photos],
-        rows=_rows(report.metrics, ROWS),
-        ported={name: _rows(metrics, PORTED_ROWS) for name, metrics in report.ported.items()},
+        rows=written(report.metrics, ROWS),
+        ported={name: written(metrics, PORTED_ROWS) for name, metrics in report.ported.items()},
         regime=report.metrics.get("regime"),
         version=config.pnc_hub_version,
         day=theme.COLOURS,
@@ -64,16 +63,16 @@ def render(report: Report) -> str:
 
 def _tiles(metrics: Mapping[str, Any], count: int) -> list[Tile]:
     """What a reader wants to know first; what was not measured, or is true by definition of one class, is left out."""
-    alone = {"ori": ("target_alone", "the target alone"), "tar": ("source_alone", "the source alone")}
-    tiles = []
-    for key, title in (("ori", "Old classes, with the clone"), ("tar", "New classes, with the clone")):
-        before, who = number(metrics, alone[key][0]), alone[key][1]
-        note = "" if before is None or (key == "tar" and count == 1) else f"{who}: {shown(before, 'percent')}"
-        tiles.append((key, title, "percent", note))
-    tiles.append(("diverted", f"{others(metrics).capitalize()} images answered as new", "percent", _budget(metrics)))
+    budget = number(metrics, "locality_budget")
+    allowed = "no budget was set" if budget is None else f"the budget was {shown(budget, 'percent')}"
     whole, kept = number(metrics, "source_parameters"), number(metrics, "kept_parameters")
     share = f"{kept / whole:.0%} of the source's {whole:,.0f}" if whole and kept is not None else ""
-    tiles.append(("kept_parameters", "Parameters added", "count", share))
+    tiles = (
+        ("ori", "Old classes, with the clone", "percent", _alone(metrics, "target")),
+        ("tar", "New classes, with the clone", "percent", "" if count == 1 else _alone(metrics, "source")),
+        ("diverted", f"{others(metrics).capitalize()} images answered as new", "percent", allowed),
+        ("kept_parameters", "Parameters added", "count", share),
+    )
     return [
         Tile(title, shown(metrics[key], kind), note)
         for key, title, kind, note in tiles
@@ -81,13 +80,9 @@ def _tiles(metrics: Mapping[str, Any], count: int) -> list[Tile]:
     ]
 
 
-def _budget(metrics: Mapping[str, Any]) -> str:
-    budget = number(metrics, "locality_budget")
-    return "no budget was set" if budget is None else f"the budget was {shown(budget, 'percent')}"
-
-
-def _rows(metrics: Mapping[str, Any], rows: tuple[tuple[str, str, str], ...]) -> list[tuple[str, str]]:
-    return [(text, shown(metrics.get(name), kind)) for name, text, kind in rows_of(metrics, rows)]
+def _alone(metrics: Mapping[str, Any], network: str) -> str:
+    accuracy = number(metrics, f"{network}_alone")
+    return "" if accuracy is None else f"the {network} alone: {shown(accuracy, 'percent')}"
 
 
 @lru_cache(maxsize=1)

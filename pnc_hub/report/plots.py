@@ -26,9 +26,7 @@ def accuracy(pairs: Mapping[str, tuple[float | None, float]]) -> Figure:
         known = {place: 100 * value for place, value in values.items() if value is not None}
         bars = plot.barh(list(known), list(known.values()), 0.36, label=label, color=COLOURS[colour])
         plot.bar_label(bars, fmt="%.1f %%", padding=3)
-    plot.set_yticks(range(len(pairs)), list(pairs))
-    plot.set_ylim(len(pairs) - 0.5, -0.5)
-    _percent(plot, room=22)
+    _percent(plot, list(pairs), room=22)
     legend(figure, plot)
     return figure
 
@@ -51,8 +49,7 @@ def insertion(curve: Curve) -> Figure:
         for text, side in zip(plot.get_xticklabels(), ("left", "right") if len(ends) > 1 else ("center",), strict=True):
             text.set_horizontalalignment(side)
         plot.margins(x=0.12)
-    plots[0][0].set_yticks(range(len(names)), names)
-    plots[0][0].set_ylim(len(names) - 0.5, -0.5)
+    _from_the_top(plots[0][0], names)
     for text, name in zip(plots[0][0].get_yticklabels(), names, strict=True):
         text.set_fontweight("bold" if name == curve.chosen else "normal")
     return figure
@@ -76,10 +73,8 @@ def kept(layers: Mapping[str, tuple[int, int]]) -> Figure:
     plot.barh(range(len(layers)), [100] * len(layers), 0.72, color=COLOURS["glow"])
     bars = plot.barh(range(len(layers)), shares, 0.72, color=COLOURS["new"])
     plot.bar_label(bars, fmt="%.0f %%", padding=3)
-    plot.set_yticks(range(len(layers)), list(layers))
-    plot.set_ylim(len(layers) - 0.5, -0.5)
     plot.set_xlabel("weights kept (%)")
-    _percent(plot, room=22)
+    _percent(plot, list(layers), room=22)
     return figure
 
 
@@ -88,7 +83,8 @@ def confusion(measured: Confusion, labels: Sequence[str], others: str) -> Figure
     rows = [(f"{others} classes", measured.old), ("new classes", measured.new)]
     rows += [(_named(labels[at], at), row) for at, row in measured.classes]
     shown = [(label, row) for label, row in rows if row is not None]
-    figure, plot = axes(1.2 * _LINE * len(shown), [label for label, _ in shown], _LEGEND)
+    names = [label for label, _ in shown]
+    figure, plot = axes(1.2 * _LINE * len(shown), names, _LEGEND)
     left = [0.0] * len(shown)
     for label, colour, values in (
         ("right", "new", [100 * (row.right or 0.0) for _, row in shown]),
@@ -97,9 +93,7 @@ def confusion(measured: Confusion, labels: Sequence[str], others: str) -> Figure
     ):
         plot.barh(range(len(shown)), values, 0.7, left=left, color=COLOURS[colour], label=label)
         left = [start + value for start, value in zip(left, values, strict=True)]
-    plot.set_yticks(range(len(shown)), [label for label, _ in shown])
-    plot.set_ylim(len(shown) - 0.5, -0.5)
-    _percent(plot)
+    _percent(plot, names)
     plot.set_xlabel("held-out images that get this answer (%)")
     legend(figure, plot)
     return figure
@@ -151,11 +145,17 @@ def reliability(measured: Reliability) -> Figure:
     return figure
 
 
-def _percent(plot: Any, room: float = 0) -> None:
-    """An axis from 0 to 100 with ``room`` for labels behind the bars; lines across say nothing beside bars."""
+def _percent(plot: Any, names: Sequence[str], room: float = 0) -> None:
+    """A bar for each of ``names``, from 0 to 100 with ``room`` for labels behind; lines across say nothing beside bars."""
+    _from_the_top(plot, names)
     plot.set_xlim(0, 100 + room)
     plot.set_xticks(range(0, 101, 25))
     plot.grid(visible=False, axis="y")
+
+
+def _from_the_top(plot: Any, names: Sequence[str]) -> None:
+    plot.set_yticks(range(len(names)), names)
+    plot.set_ylim(len(names) - 0.5, -0.5)
 
 
 def _named(label: str, position: int) -> str:

@@ -64,6 +64,11 @@ def rows_of(metrics: Mapping[str, Any], rows: tuple[tuple[str, str, str], ...] =
     return [(name, renamed.get(name, text), kind) for name, text, kind in rows]
 
 
+def written(metrics: Mapping[str, Any], rows: tuple[tuple[str, str, str], ...]) -> list[tuple[str, str]]:
+    """What each of ``rows`` is called for ``metrics``, and its value as text."""
+    return [(text, shown(metrics.get(name), kind)) for name, text, kind in rows_of(metrics, rows)]
+
+
 def listed(title: str, rows: Iterable[tuple[str, Any]]) -> str:
     """A title, and below it a table of two columns as text.
 

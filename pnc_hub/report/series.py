@@ -146,7 +146,7 @@ class Reliability:
         """None where it was not measured."""
         bins = _rows(series, "calibration", images=_is_count, accuracy=_is_share)
         measured = len(bins) == CONFIDENCE_BINS and any(images for images, _ in bins)
-        return cls(tuple((images, accuracy) for images, accuracy in bins), ece) if measured else None
+        return cls(tuple(bins), ece) if measured else None
 
 
 @dataclass(frozen=True)

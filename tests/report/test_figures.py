@@ -170,7 +170,7 @@ def test_kept_weights_are_those_of_the_module(clone):
 
 
 def test_layers_of_a_block_are_counted_together_where_there_are_many():
-    deep = {f"layer{stage}.{block}.conv{n}": (n, 10) for stage in (1, 2) for block in range(10) for n in (1, 2)}
+    deep = [(f"layer{stage}.{block}.conv{n}", n, 10) for stage in (1, 2) for block in range(10) for n in (1, 2)]
     grouped = layers._grouped(deep)
     assert list(grouped.items())[:2] == [("layer1.0", (3, 20)), ("layer1.1", (3, 20))]
     assert len(grouped) == 20

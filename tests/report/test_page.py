@@ -16,8 +16,7 @@ from PIL import Image
 
 from pnc_hub.artifact.config import CloneConfig
 from pnc_hub.hub.clone import Clone
-from pnc_hub.report import figures, page
-from pnc_hub.report.photos import KINDS, OTHERS, ShownPhoto
+from pnc_hub.report import KINDS, OTHERS, ShownPhoto, figures, page
 from pnc_hub.report.rows import ROWS
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
