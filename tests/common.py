@@ -98,9 +98,9 @@ def _made(
         torch.manual_seed(seed)
         rows = rows or tuple(range(1, 1 + len(labels)))
         networks = Networks(source, target, list(rows), torch.device("cpu"))
-        points = [point for name, point in networks.points().items() if name != INPUT]
+        points = [point for name, point in networks.target.skeleton.points.items() if name != INPUT]
         cuts = list(networks.cuts().values())
-        at = networks.points()[insertion] if insertion else points[len(points) // 2]
+        at = networks.target.skeleton.points[insertion] if insertion else points[len(points) // 2]
         after = networks.cuts()[cut] if cut else next(p for p in cuts[len(cuts) // 2 :] if p.layout != "NC")
         reject = (torch.randn(1, networks.width) * 0.1, torch.zeros(1))
         tail, head = networks.tail(after.name), networks.head_rows(reject)

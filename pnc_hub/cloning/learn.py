@@ -15,6 +15,7 @@ from pnc_hub.artifact import files
 from pnc_hub.cloning.fitting.refine import Recipe
 from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.images.classes import covers, resolve_classes, sides
+from pnc_hub.cloning.images.data import open_dataset
 from pnc_hub.cloning.measuring.album import Album, class_names_of
 from pnc_hub.cloning.measuring.evaluate import source_alone
 from pnc_hub.cloning.named import named_arguments, named_model
@@ -128,12 +129,12 @@ def clone(
         source = copy.deepcopy(source)
         attachment.detach(source)
     with session.running("search", unit="step") as bar:
-        data = session.open(data)
+        data = open_dataset(data, seed)
         wanted = resolve_classes(classes, source)
         networks = Networks(source, target, list(wanted.values()), session.accelerator.device)
         described = source_config(source, dict(source_args or {}), source_id, license, networks)
         size = _size(keep, budget, networks)
-        target_data = None if target_data is None else session.open(target_data)
+        target_data = None if target_data is None else open_dataset(target_data, seed)
         cloned, others, regime = sides(source, target, networks.target.preprocess, wanted, data, target_data)
         covered = others is not None and covers(others.labels, target) and regime != "R2"
         batches = session.batches(cloned, others, of_target=target_data is not None, covered=covered)

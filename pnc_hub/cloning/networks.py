@@ -56,19 +56,13 @@ class SourceAndTarget(Protocol):
 
     device: torch.device
     target: Reader
-
-    @property
-    def odds(self) -> float:
-        """Classes of the source that are not cloned, for each that is."""
+    odds: float  # classes of the source that are not cloned, for each that is
 
     def teach(self, images: Tensor, cuts: Collection[str] = ()) -> Lesson:
         """What the source says of the target's ``images`` [B, C, H, W]."""
 
     def cuts(self) -> dict[str, InsertionPoint]:
         """Where the source can be cut."""
-
-    def points(self) -> dict[str, InsertionPoint]:
-        """Where the target can be read."""
 
 
 class Networks:
@@ -90,6 +84,7 @@ class Networks:
         self.source.skeleton = Skeleton(self.source.model)
         others = sorted(set(range(self.num_classes)) - set(classes))
         self.classes, self.others = (torch.tensor(rows, dtype=torch.long, device=device) for rows in (classes, others))
+        self.odds = len(others) / len(classes)
         self.to_source = Reprocess(self.target.preprocess, self.source.preprocess).to(device)
 
     @torch.no_grad()
@@ -101,18 +96,9 @@ class Networks:
         cloned_wins = torch.isin(logits.argmax(1), self.classes)
         return Lesson(cloned, others.logsumexp(1), penultimate, features, cloned_wins)
 
-    @property
-    def odds(self) -> float:
-        """Classes of the source that are not cloned, for each that is."""
-        return len(self.others) / len(self.classes)
-
     def cuts(self) -> dict[str, InsertionPoint]:
         """Where the source can be cut."""
         return {name: point for name, point in self.source.skeleton.points.items() if name != INPUT}
-
-    def points(self) -> dict[str, InsertionPoint]:
-        """Where the target can be read."""
-        return self.target.skeleton.points
 
     def tail(self, cut: str) -> nn.Module:
         """A copy of the source after ``cut``, up to its penultimate feature."""

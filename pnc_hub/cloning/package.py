@@ -185,25 +185,23 @@ def _check_rebuilt(described: SourceConfig, networks: Networks) -> None:
         rebuilt = Architecture(described.architecture, arguments, networks.source.preprocess.input_size).model
     except (TypeError, ValueError, RuntimeError, AssertionError, InsertionPointError) as error:
         raise SourceError(f"timm cannot build {described.architecture!r} with {arguments} ({error})") from error
-    given, made = tensors_of(body), tensors_of(rebuilt)
-    differing = [name for name in sorted({*given, *made}) if _shape(given.get(name)) != _shape(made.get(name))]
-    what, same = "it answers otherwise", not differing
+    given, made = (
+        {name: list(tensor.shape) for name, tensor in tensors_of(model).items()} for model in (body, rebuilt)
+    )
+    differing = [name for name in sorted({*given, *made}) if given.get(name) != made.get(name)]
     if differing:
         name = differing[0]
-        what = f"{len(differing)} tensors differ, {name!r} is {_shape(given.get(name))} there and {_shape(made.get(name))} here"
+        what = f"{len(differing)} tensors differ, {name!r} is {given.get(name)} there and {made.get(name)} here"
     else:
-        put_tensors(rebuilt, given)
+        put_tensors(rebuilt, tensors_of(body))
         example = torch.randn(1, *networks.source.preprocess.input_size, device=networks.device)
-        same = _close(rebuilt.eval()(example), body(example))
-    if not same:
-        raise SourceError(
-            f"timm's {described.architecture!r} with {described.model_args} is not the source ({what}): it was built"
-            " with other arguments. Name them, as in source_args={'pad_type': 'same'}"
-        )
-
-
-def _shape(tensor: Tensor | None) -> list[int] | None:
-    return None if tensor is None else list(tensor.shape)
+        if _close(rebuilt.eval()(example), body(example)):
+            return
+        what = "it answers otherwise"
+    raise SourceError(
+        f"timm's {described.architecture!r} with {described.model_args} is not the source ({what}): it was built"
+        " with other arguments. Name them, as in source_args={'pad_type': 'same'}"
+    )
 
 
 def _close(output: Tensor, expected: Tensor) -> bool:

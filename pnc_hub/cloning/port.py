@@ -7,7 +7,6 @@ says what they show. Everything is solved in closed form. Tail and head stay as 
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -24,7 +23,7 @@ from pnc_hub.attachment.plan import check_target, unwrapped
 from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.images.batches import PARTS, Batches
 from pnc_hub.cloning.images.classes import FEW, covers, relabel_target
-from pnc_hub.cloning.images.data import UNLABELLED, Images
+from pnc_hub.cloning.images.data import Images, open_dataset
 from pnc_hub.cloning.measuring.evaluate import accuracy, gather
 from pnc_hub.cloning.named import named_model
 from pnc_hub.cloning.networks import Lesson, Reader
@@ -107,13 +106,14 @@ def port(
     _check_new(clone, target)
     with session.running("port", total=4) as bar, torch.no_grad():
         recalled = Recalled(clone, target, session.accelerator.device)
-        shown = Images(session.open(images), recalled.target.preprocess, None)
-        _draw(shown, seed)
+        shown = Images(open_dataset(images, seed), recalled.target.preprocess, None)
+        order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))[:MAX_IMAGES]
+        shown = shown.only(order.sort().values.tolist())
         loader = session.accelerator.prepare(DataLoader(shown, batch_size, num_workers=workers))
-        cloned, others, covered = _sorted(recalled, shown, loader, clone.labels, target_data is None)
+        cloned, others, covered = _sorted(recalled, shown, loader, target_data is None)
         bar.update()
         if target_data is not None:
-            opened = session.open(target_data)
+            opened = open_dataset(target_data, seed)
             others = Images(opened, recalled.target.preprocess, relabel_target(target, opened, clone.labels))
             covered = covers(others.labels, target)
         batches = session.batches(cloned, others, of_target=target_data is not None, covered=covered)
@@ -146,7 +146,7 @@ class Recalled:
     def __init__(self, clone: Clone, target: nn.Module, device: torch.device) -> None:
         """A frozen copy of the target, and the clone's own module behind the source's first layers, on ``device``."""
         config = clone.config
-        self.device, self.target = device, Reader(target, device)
+        self.device, self.target, self.labels = device, Reader(target, device), clone.labels
         universal = next(adapter for adapter in config.adapters if adapter.target is None)
         module, gate = clone.build(universal, self.target.preprocess)
         self.module, self.gate = module.to(device), gate.to(device)
@@ -164,10 +164,6 @@ class Recalled:
     def cuts(self) -> dict[str, InsertionPoint]:
         """Where the source is cut."""
         return {self.cut.name: self.cut}
-
-    def points(self) -> dict[str, InsertionPoint]:
-        """Places where the target can be read."""
-        return self.target.skeleton.points
 
 
 def _check_new(clone: Clone, target: nn.Module) -> None:
@@ -188,19 +184,8 @@ def _check_new(clone: Clone, target: nn.Module) -> None:
             )
 
 
-def _draw(shown: Images, seed: int) -> None:
-    """Keep at most ``MAX_IMAGES``."""
-    order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))[:MAX_IMAGES]
-    _keep(shown, order.sort().values.tolist(), [UNLABELLED] * len(order))
-
-
-def _keep(images: Images, positions: list[int], labels: list[int]) -> Images:
-    images.indices, images.labels = [images.indices[position] for position in positions], labels
-    return images
-
-
 def _sorted(
-    recalled: Recalled, shown: Images, loader: Iterable[Any], labels: tuple[str, ...], alone: bool
+    recalled: Recalled, shown: Images, loader: Iterable[Any], alone: bool
 ) -> tuple[Images, Images | None, bool]:
     """Images that the source takes for cloned classes, labelled as it does, and the others.
 
@@ -215,7 +200,7 @@ def _sorted(
         taken = log_odds + recalled.gate.offset > 0
         return {"taken": taken, "of_source": lesson.cloned.argmax(1), "of_target": logits.argmax(1)}
 
-    given = gather(answers, loader)
+    given, labels = gather(answers, loader), recalled.labels
     taken, of_source = given["taken"], given["of_source"]
     few = of_source[taken].bincount(minlength=len(labels)) < PARTS
     missing = ", ".join(label for label, is_missing in zip(labels, few.tolist(), strict=True) if is_missing)
@@ -230,7 +215,7 @@ def _sorted(
         )
     usable = (taken & ~few[of_source]).nonzero().flatten().tolist()
     rest = (~taken).nonzero().flatten().tolist()
-    cloned = _keep(copy.copy(shown), usable, of_source[usable].tolist())
+    cloned = shown.only(usable, of_source[usable].tolist())
     if len(rest) < FEW:
         if alone:
             warnings.warn(
@@ -239,8 +224,7 @@ def _sorted(
                 stacklevel=3,
             )
         return cloned, None, False
-    others = _keep(copy.copy(shown), rest, [UNLABELLED] * len(rest))
-    return cloned, others, covers(given["of_target"][rest].tolist(), recalled.target.model)
+    return cloned, shown.only(rest), covers(given["of_target"][rest].tolist(), recalled.target.model)
 
 
 def _fitted(

@@ -18,7 +18,7 @@ from pnc_hub.artifact import checks, files
 from pnc_hub.artifact.config import AdapterConfig
 from pnc_hub.cloning.fitting import gate as gates
 from pnc_hub.cloning.images.batches import Batches, Split
-from pnc_hub.cloning.images.data import Images, open_dataset
+from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.measuring.album import Album
 from pnc_hub.cloning.measuring.evaluate import Observed, observe
 from pnc_hub.cloning.networks import SourceAndTarget
@@ -81,10 +81,6 @@ class Session:
             torch.manual_seed(self.seed)
             yield progress
 
-    def open(self, data: Any) -> Any:
-        """A data set of (image, label), see ``open_dataset``."""
-        return open_dataset(data, self.seed)
-
     def batches(self, cloned: Images, others: Images | None, *, of_target: bool, covered: bool) -> Batches:
         """Images of both sides in parts.
 
@@ -99,7 +95,8 @@ class Session:
         """
         own = Split.of(cloned, self.seed, self.held_out)
         rest = None if others is None else Split.of(others, self.seed, self.held_out)
-        self._check_budget(rest if of_target else None)
+        if self.locality_budget is not None:
+            _check_budget(self.locality_budget, rest if of_target else None)
         return Batches(own, rest, self.accelerator, self.batch_size, self.workers, self.seed, covered)
 
     def report(
@@ -134,17 +131,14 @@ class Session:
         everywhere: list[Clone] = broadcast_object_list([clone])
         return everywhere[0]
 
-    def _check_budget(self, target: Split | None) -> None:
-        """Raise ``DataError`` where ``target`` has too few images to calibrate the budget on."""
-        budget = self.locality_budget
-        if budget is None:
-            return
-        if target is None:
-            raise DataError("a locality_budget is calibrated on images of the target; give them as target_data")
-        needed, count = gates.images_needed(budget), len(target.calibrate)
-        if count < needed:
-            raise DataError(
-                f"a locality_budget of {budget:g} is calibrated on at least {needed} images of the target, and target_data"
-                f" has {count} to spare for it (a tenth); give more, or a budget of at least"
-                f" {math.ceil(1000 / (count + 1)) / 1000:g}"
-            )
+
+def _check_budget(budget: float, target: Split | None) -> None:
+    """Raise ``DataError`` where ``target`` has too few images to calibrate the budget on."""
+    if target is None:
+        raise DataError("a locality_budget is calibrated on images of the target; give them as target_data")
+    needed, count = gates.images_needed(budget), len(target.calibrate)
+    if count < needed:
+        raise DataError(
+            f"a locality_budget of {budget:g} is calibrated on at least {needed} images of the target, and target_data has"
+            f" {count} to spare for it (a tenth); give more, or a budget of at least {math.ceil(1000 / (count + 1)) / 1000:g}"
+        )

@@ -73,7 +73,7 @@ def _pairs(study: Study) -> list[tuple[InsertionPoint, InsertionPoint]]:
     The paper inserts at the depth at which the source is cut.
     """
     stages = {}
-    for point in study.networks.points().values():
+    for point in study.networks.target.skeleton.points.values():
         if point.name != INPUT:
             stages[point.channels, point.grid, point.layout] = point
     cuts = list(study.networks.cuts().values())

@@ -38,7 +38,7 @@ def untrained_clone(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         networks = Networks(source, target, list(range(len(labels))), torch.device("cpu"))
-        at, after = networks.points()[insertion], networks.cuts()[cut]
+        at, after = networks.target.skeleton.points[insertion], networks.cuts()[cut]
         tail, head = networks.tail(cut), networks.head_rows((0.1 * torch.randn(1, networks.width), torch.zeros(1)))
         if keep is not None:
             feature = torch.randn_like(empty(after, batch=2))

@@ -123,7 +123,7 @@ def random_place(task: Task) -> dict[str, str]:
 
 def _place(task: Task, number: int | None) -> dict[str, str]:
     networks = Networks(task.source, task.target, task.rows, torch.device("cpu"))
-    pairs = stitch.admissible_pairs(networks.points(), networks.cuts(), None, None)
+    pairs = stitch.admissible_pairs(networks.target.skeleton.points, networks.cuts(), None, None)
     pairs = [pair for pair in pairs if pair[0].layout != "NC"]
     if number is None:
         number = int(torch.randint(len(pairs), (), generator=torch.Generator().manual_seed(task.seed)))

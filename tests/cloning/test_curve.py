@@ -41,7 +41,7 @@ def prepared(networks):
 
 
 def curve(networks, prepared, pairs=None):
-    points, cuts = networks.points(), networks.cuts()
+    points, cuts = networks.target.skeleton.points, networks.cuts()
     pairs = pairs or [("layer1.1", "layer1.1"), ("layer1.1", "layer3.1"), ("layer3.1", "layer3.1")]
     fit, held_out = (prepared.mixed(part) for part in ("fit", "choose"))
     named = [(points[target], cuts[source]) for target, source in pairs]

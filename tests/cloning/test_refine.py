@@ -87,7 +87,7 @@ def networks():
 
 @pytest.fixture
 def module(networks):
-    adapter = Adapter(networks.points()[PAIR[0]], networks.cuts()[PAIR[1]])
+    adapter = Adapter(networks.target.skeleton.points[PAIR[0]], networks.cuts()[PAIR[1]])
     return CloneModule(
         adapter, networks.tail(PAIR[1]), networks.head_rows((torch.zeros(1, networks.width), torch.zeros(1)))
     )

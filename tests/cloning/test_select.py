@@ -59,7 +59,7 @@ def choose(
 
 
 def test_each_stage_tries_its_best_and_its_best_of_the_same_size(networks, prepared):
-    points, cuts = networks.points(), networks.cuts()
+    points, cuts = networks.target.skeleton.points, networks.cuts()
 
     def place(target, source):
         candidate = Candidate(points[target], cuts[source], Adapter(points[target], cuts[source]))
@@ -155,11 +155,11 @@ def test_the_clone_keeps_to_its_size(networks, prepared, keep):
 def test_the_clone_keeps_to_its_macs(networks, prepared, share):
     pair = ("stages.1", "layer2.1")
     whole = CloneModule(
-        Adapter(networks.points()[pair[0]], networks.cuts()[pair[1]]),
+        Adapter(networks.target.skeleton.points[pair[0]], networks.cuts()[pair[1]]),
         networks.tail(pair[1]),
         networks.head_rows(reject_rows(networks, prepared)),
     )
-    allowed = share * macs(whole, empty(networks.points()[pair[0]]))
+    allowed = share * macs(whole, empty(networks.target.skeleton.points[pair[0]]))
     learned, _ = choose(networks, prepared, pair, macs=allowed)
     assert macs(learned.module, empty(learned.insertion)) <= allowed
 

@@ -141,7 +141,7 @@ def match(networks, candidate):
 def test_the_same_place_of_the_same_network_matches_perfectly(family):
     model = tiny_model(family)
     networks = Networks(model, model, [0, 1], CPU)
-    pairs = admissible_pairs(networks.points(), networks.cuts(), None, None)
+    pairs = admissible_pairs(networks.target.skeleton.points, networks.cuts(), None, None)
     found = search(networks, Accelerator(cpu=True), batches(1), batches(2), pairs, seed=0)
     assert {(candidate.insertion, candidate.cut) for candidate in found} == set(pairs)
     fits = {(one.insertion.name, one.cut.name): match(networks, one) for one in found}
@@ -157,7 +157,7 @@ def test_an_exactly_linear_relation_between_two_networks_is_recovered():
     mix = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(3)))[0]
     source.layer1[1].act2 = nn.Sequential(target.layer1[1].act2, _Mix(mix))
     networks = Networks(source, target, [0], CPU)
-    pair = networks.points()["layer1.1"], networks.cuts()["layer1.1"]
+    pair = networks.target.skeleton.points["layer1.1"], networks.cuts()["layer1.1"]
     (found,) = search(networks, Accelerator(cpu=True), batches(1), batches(2), [pair], seed=0)
     _, read = networks.target(images(2, 5), ["layer1.1"])
     expected = networks.teach(images(2, 5), ["layer1.1"]).features["layer1.1"]
@@ -177,7 +177,7 @@ class _Mix(nn.Module):
 
 def test_the_search_is_reproducible():
     networks = Networks(tiny_model("resnet"), tiny_model("convnext"), [0], CPU)
-    pairs = [(networks.points()["stages.0"], networks.cuts()["layer1.1"])]
+    pairs = [(networks.target.skeleton.points["stages.0"], networks.cuts()["layer1.1"])]
     first, again, other = (
         search(networks, Accelerator(cpu=True), batches(1), batches(2), pairs, seed)[0] for seed in (0, 0, 1)
     )

@@ -62,12 +62,7 @@ Sides = tuple[Evidence, Evidence | None]  # of images of the cloned classes, and
 
 
 def fit(
-    cloned: Evidence,
-    target: Evidence | None,
-    held_out: Sides,
-    universal: bool,
-    covered: bool = True,
-    odds: float = 0.0,
+    cloned: Evidence, target: Evidence | None, held_out: Sides, universal: bool, covered: bool = True, odds: float = 0.0
 ) -> Gate:
     """A gate from evidence on images of the cloned classes and, if there are any, of the target's.
 
@@ -86,11 +81,7 @@ def fit(
         return _from_cloned_alone(cloned)
     if target is None or not (covered or universal):
         return _unlearned(*held_out, odds)
-    x = torch.cat([_inputs(cloned, names), _inputs(target, names)]).numpy()
-    y = np.r_[np.ones(len(cloned)), np.zeros(len(target))]
-    held = [part for part in held_out if part is not None]
-    x_held = torch.cat([_inputs(part, names) for part in held]).numpy()
-    y_held = np.concatenate([np.full(len(part), 1.0 - side) for side, part in enumerate(held)])
+    (x, y), (x_held, y_held) = _rows((cloned, target), names), _rows(held_out, names)
     mean, spread = x.mean(0), x.std(0) + 1e-6
     fitted = [
         _logistic((x - mean) / spread, y, penalty, width)
@@ -116,16 +107,6 @@ def fixed(features: int, bias: float = 0.0, **weights: float) -> Gate:
 def side_by_side(features: int) -> Gate:
     """The gate under which the fused logits are those of both networks side by side: s = E(clone) - E(target)."""
     return fixed(features, clone_energy=1.0, target_energy=-1.0)
-
-
-def doubly_judged(features: int, odds: float) -> Gate:
-    """Two opinions added: of both networks side by side, and of the source on its own classes.
-
-    s = E(clone) - E(target) + E(clone) - reject + log(odds). The last term takes out that the source has so many more other
-    classes than cloned ones, so that either side is as likely as the other before the image is seen. A source with many other
-    classes knows what is near the cloned ones; one with a few knows little of what the target has seen.
-    """
-    return fixed(features, math.log(odds), clone_energy=2.0, target_energy=-1.0, reject=-1.0)
 
 
 def best_offset(
@@ -189,16 +170,21 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
 
 
 def _unlearned(cloned: Evidence, target: Evidence | None, odds: float) -> Gate:
-    """A gate without learned weights, chosen on held-out images if they are of the target's classes.
+    """A gate without learned weights: both networks side by side, and the source's opinion of its own classes added.
 
-    The source is asked for its other classes unless the AUROC is worse by more than its standard error: few images of a few
-    classes do not tell what it knows of the others. Images of its own other classes (the target's are unknown) would only say
-    that it knows these.
+    s = E(clone) - E(target) + E(clone) - reject + log(odds). The last term takes out that the source has so many more other
+    classes than cloned ones, so that either side is as likely as the other before the image is seen. A source with many other
+    classes knows what is near the cloned ones; one with a few knows little of what the target has seen.
+
+    It is left out where the AUROC on held-out images of the target's classes is worse with it by more than a standard error:
+    few images of a few classes do not tell what the source knows of the others. Images of its own other classes (the target's
+    are unknown) would only say that it knows these.
     """
-    alone = side_by_side(cloned.features.shape[1])
+    width = cloned.features.shape[1]
+    alone = side_by_side(width)
     if target is None or not odds or bool((target.labels < 0).all()):
         return alone
-    asked = doubly_judged(cloned.features.shape[1], odds)
+    asked = fixed(width, math.log(odds), clone_energy=2.0, target_energy=-1.0, reject=-1.0)
     without, with_it = (auroc(cloned.margin(gate), target.margin(gate)) for gate in (alone, asked))
     return asked if with_it >= without - auroc_error(without, len(cloned), len(target)) else alone
 
@@ -219,8 +205,11 @@ def _columns(*names: str) -> list[int]:
     return [fusion.SCALARS.index(name) for name in names]
 
 
-def _inputs(evidence: Evidence, names: Sequence[str]) -> Tensor:
-    return torch.cat([evidence.scalars(*names), evidence.features], 1).double()
+def _rows(sides: Sides, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The gate's inputs on images of both sides [N, S + C], and 1 for those of the cloned classes, 0 for others [N]."""
+    parts = [part for part in sides if part is not None]
+    x = torch.cat([torch.cat([part.scalars(*names), part.features], 1).double() for part in parts])
+    return x.numpy(), np.concatenate([np.full(len(part), 1.0 - side) for side, part in enumerate(parts)])
 
 
 def _logistic(x: np.ndarray, y: np.ndarray, penalty: float, width: int) -> tuple[np.ndarray, float]:

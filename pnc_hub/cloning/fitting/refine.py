@@ -8,9 +8,9 @@ the reject logit stands for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def refine(
     both = recipe.tune and recipe.universal
     # batch statistics follow the target's features, but stay the source's where its own features come in as well
     learner.train(recipe.tune and not both)
-    for step, (images, labels) in enumerate(islice(_endless(batches), steps), 1):
+    for step, (images, labels) in enumerate(islice(chain.from_iterable(repeat(batches)), steps), 1):
         images = augmented(images, generator, recipe.flip)
         feature = networks.target.feature(images, pair[0])
         lesson = networks.teach(images, [pair[1]] if both else ())
@@ -101,11 +101,6 @@ def _share_statistics(module: CloneModule, accelerator: Accelerator) -> None:
     for buffer in module.buffers():
         if module.training and buffer.is_floating_point():
             buffer.copy_(accelerator.reduce(buffer, "mean"))
-
-
-def _endless(batches: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from batches
 
 
 def distillation_loss(output: tuple[Tensor, ...], lesson: Lesson, labels: Tensor, anchored: bool) -> Tensor:

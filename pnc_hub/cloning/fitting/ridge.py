@@ -30,12 +30,6 @@ class Moments:
         self.cross: Any = 0.0
         self.square: Any = 0.0
 
-    @property
-    def rows(self) -> Tensor:
-        """How many there were, or the sum of their weights."""
-        count: Tensor = self.gram[-1, -1]
-        return count
-
     def add(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
         """Rows x [N, C] and y [N, D], which count as much as ``weight`` [N] says, or all alike."""
         x, y = with_constant(x.double()), y.double()

@@ -8,6 +8,7 @@ similar two layers look.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -98,7 +99,10 @@ def _collect(
         moments |= {(insertion, cut): Moments() for cut in cuts if cut.prefix_tokens}
     names = {cut.name for cuts in stages.values() for cut in cuts}
     # the same positions in every image, so that it does not matter which process reads which
-    positions = {grid: _positions(grid, seed).to(networks.device) for _, grid in stages}
+    positions = {}
+    for _, grid in stages:
+        order = torch.randperm(math.prod(grid), generator=torch.Generator().manual_seed(seed))
+        positions[grid] = order[:POSITIONS].to(networks.device)
     for images, _ in batches:
         _, features = networks.target(images, {insertion.name for insertion, _ in stages})
         taught = networks.teach(images, names).features
@@ -123,10 +127,6 @@ def _per_stage(points: Iterable[InsertionPoint]) -> list[InsertionPoint]:
         count = min(PER_STAGE, len(stage))
         chosen += [stage[len(stage) * (turn + 1) // count - 1] for turn in range(count)]
     return chosen
-
-
-def _positions(grid: tuple[int, int], seed: int) -> Tensor:
-    return torch.randperm(grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))[:POSITIONS]
 
 
 def _rows(maps: Tensor, positions: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from pnc_hub.cloning.images.data import UNLABELLED, Images
+from pnc_hub.cloning.images.data import Images
 from pnc_hub.errors import DataError
 
 PARTS = 4  # of a split; each class has an image at least in each
@@ -119,7 +118,8 @@ class Batches:
         """
         sides = [getattr(self.cloned, name)]
         if self.target:
-            sides.append(_Unlabelled(getattr(self.target, name)))
+            others = getattr(self.target, name)
+            sides.append(others.dataset.only(others.indices))
         sides = [self._drawn(side, each) for side in sides]
         if options.get("shuffle"):
             most = max(map(len, sides))
@@ -131,14 +131,3 @@ class Batches:
             return dataset
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
         return Subset(dataset, order[:most].tolist())
-
-
-class _Unlabelled(Dataset[Any]):
-    def __init__(self, dataset: Subset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.dataset[index][0], UNLABELLED

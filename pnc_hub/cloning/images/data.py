@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class Images(Dataset[Any]):
         if isinstance(dataset, ImageFolder):
             self.indices = dataset.readable(self.indices)
         self.labels = [relabel[given[index]] for index in self.indices]
-        self.transform = _transform(preprocess)
+        wanted = ("input_size", "interpolation", "mean", "std", "crop_pct")
+        self.transform = create_transform(**{name: getattr(preprocess, name) for name in wanted})
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -49,6 +51,13 @@ class Images(Dataset[Any]):
         item = self.dataset[self.indices[index]]
         image = item[0] if isinstance(item, (tuple, list)) else item
         return self._tensor(image), self.labels[index]
+
+    def only(self, positions: Sequence[int], labels: list[int] | None = None) -> Images:
+        """Those at ``positions``, with these labels or without any."""
+        some = copy.copy(self)
+        some.indices = [self.indices[position] for position in positions]
+        some.labels = [UNLABELLED] * len(positions) if labels is None else labels
+        return some
 
     def _tensor(self, image: Any) -> Tensor:
         if isinstance(image, Tensor):
@@ -86,7 +95,10 @@ def open_dataset(data: Any, seed: int = 0) -> Any:
     if name is not None:
         data = _failing(f"no images could be read from {name!r}", _opened, name)
     if isinstance(data, IterableDataset):
-        _unshard(getattr(data, "reader", None))
+        reader: Any = getattr(data, "reader", None)
+        if hasattr(reader, "dist_num_replicas"):  # timm's read the share of their process; here each reads all
+            reader.dist_rank, reader.dist_num_replicas = 0, 1
+            reader.global_num_workers = getattr(reader, "num_workers", 1)
         what = "the stream" if name is None else repr(name)
         return _failing(f"no images could be read from {what}", _sampled, data, seed)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
@@ -140,13 +152,6 @@ def _sampled(stream: IterableDataset[Any], seed: int) -> Streamed:
     return sample
 
 
-def _unshard(reader: Any) -> None:
-    """Let every process read all of the stream; timm's readers take the share of their process."""
-    if hasattr(reader, "dist_num_replicas"):
-        reader.dist_rank, reader.dist_num_replicas = 0, 1
-        reader.global_num_workers = getattr(reader, "num_workers", 1)
-
-
 def class_names(dataset: Any) -> list[str] | None:
     """Names of the labels 0, 1, ... of ``dataset``, or None where it has none."""
     owners = (getattr(dataset, "reader", None), dataset)
@@ -174,14 +179,3 @@ def labels_of(dataset: Any) -> list[int]:
         targets = (dataset[index][1] for index in range(len(dataset)))
     renumber = getattr(dataset, "target_transform", None) if reader is not None else None
     return [int(renumber(label) if renumber else label) for label in targets]
-
-
-def _transform(preprocess: Preprocess) -> Any:
-    return create_transform(
-        preprocess.input_size,
-        is_training=False,
-        interpolation=preprocess.interpolation,
-        mean=preprocess.mean,
-        std=preprocess.std,
-        crop_pct=preprocess.crop_pct,
-    )

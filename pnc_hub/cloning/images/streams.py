@@ -92,13 +92,11 @@ class _Reservoirs:
             self.bytes -= _size(kept[position])
             kept[position] = stored
         while self.bytes > MAX_BYTES and self.most > 1:
-            self._thin()
-
-    def _thin(self) -> None:
-        self.most //= 2
-        for label, kept in self.images.items():
-            self.images[label] = self.rng.sample(kept, min(self.most, len(kept)))
-        self.bytes = sum(_size(stored) for kept in self.images.values() for stored in kept)
+            self.most //= 2
+            self.images |= {
+                label: self.rng.sample(kept, min(self.most, len(kept))) for label, kept in self.images.items()
+            }
+            self.bytes = sum(_size(stored) for kept in self.images.values() for stored in kept)
 
 
 def _stored(image: Any) -> Any:

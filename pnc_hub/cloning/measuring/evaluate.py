@@ -14,13 +14,16 @@ from accelerate.utils import concatenate, gather_object, send_to_device
 from torch import Tensor, nn
 
 from pnc_hub import attachment, fusion
-from pnc_hub.cloning.fitting.gate import auroc
+from pnc_hub.cloning.fitting.gate import Evidence, Sides, auroc
 from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.measuring.album import Album
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.fingerprint import state_digest
 from pnc_hub.report.series import Histogram, Reliability, Table, class_table, pair_table
+
+# what is read of images of the cloned classes, and of others if there are any
+Gathered = tuple[dict[str, Any], dict[str, Any] | None]
 
 
 class Side(NamedTuple):
@@ -48,9 +51,8 @@ class Observed:
     def shares(self) -> dict[str, Any]:
         """What ``measure`` returns."""
         new, old = self.new, self.old
-        result: dict[str, Any] = {"tar": _share(new.answers == new.labels + self.width)}
         names = ("ori", "avg", "avg_u", "diverted", "missed", "auroc", "kl", "target_alone", "ece", "ece_alone")
-        result.update(dict.fromkeys(names))
+        result: dict[str, Any] = {"tar": _share(new.answers == new.labels + self.width), **dict.fromkeys(names)}
         result["missed"] = _share(new.answers < self.width)
         if old is not None:
             result["diverted"] = _share(old.answers >= self.width)
@@ -133,7 +135,8 @@ def observe(
         return {
             "answers": best.indices,
             "confidences": best.values.exp(),
-            "gate_logits": _gate_logit(logits, width),
+            # s, read back: log-odds of the new columns under the joint softmax
+            "gate_logits": logits[:, width:].double().logsumexp(1) - own.double().logsumexp(1),
             "margins": logits[:, width:].double().amax(1) - own.double().amax(1),
             "digests": _digest(own),
         }
@@ -210,12 +213,21 @@ def gather(read: Callable[[Tensor], dict[str, Any]], batches: Iterable[Any]) -> 
     return joined
 
 
-def gather_sides(
-    read: Callable[[Tensor], dict[str, Any]], batches: Batches, part: str, most: int
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def gather_sides(read: Callable[[Tensor], dict[str, Any]], batches: Batches, part: str, most: int) -> Gathered:
     """The same of at most so many images of each side of that part; None where there are no others."""
     cloned, others = batches.sides(part, most)
     return gather(read, cloned), None if others is None else gather(read, others)
+
+
+def evidence(sides: Gathered, which: Any) -> Sides:
+    """For a gate, from "target" (its logits) and that one of the "answers", (logits, reject) or (logits, reject, features)."""
+
+    def of(side: dict[str, Any]) -> Evidence:
+        logits, reject, *rest = side["answers"][which]
+        features = rest[0] if rest else logits.new_zeros(len(logits), 0)
+        return Evidence(side["target"], logits, reject, features, side["labels"])
+
+    return of(sides[0]), None if sides[1] is None else of(sides[1])
 
 
 def _share(right: Tensor) -> float:
@@ -227,8 +239,3 @@ def _digest(logits: Tensor) -> Tensor:
     bits = logits.float().contiguous().view(torch.int32).long()
     odd = 2 * torch.arange(bits.shape[1], device=bits.device) + 1
     return (bits * odd * 0x9E3779B97F4A7C1).sum(1)  # any change of one logit changes it: products with odd numbers
-
-
-def _gate_logit(logits: Tensor, width: int) -> Tensor:
-    """s, read back from the fused logits: log-odds of the new columns under the joint softmax."""
-    return logits[:, width:].double().logsumexp(1) - logits[:, :width].double().logsumexp(1)

@@ -76,7 +76,9 @@ def prune(
     for simple in (False, True):
         whole = nn.Sequential(_stand_in(cut, head.weight.device), *copy.deepcopy(original))
         try:
-            units = _units(whole.requires_grad_(True), cut, simple)
+            units = units_of(whole.requires_grad_(True), empty(cut, batch=2, device=head.weight.device))
+            if simple:  # widths of MLPs and heads alone
+                units = Units([group for group in units.groups if group.simple], units.size)
             judge = partial(importance or fisher, whole, units, repair.spread(batches, SCORED), local_loss(classes))
             kept = _chosen(units, judge, largest)
             repair.before(whole, units.groups, kept, batches, repairs)
@@ -99,10 +101,8 @@ def prune(
 
 def changes(pruned: nn.Module, original: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[str, int]]]:
     """(shapes, attributes) by which ``pruned`` differs from ``original``, as ``config.json`` records them."""
-    full = {name: tuple(tensor.shape) for name, tensor in tensors_of(original).items()}
-    shapes = {
-        name: list(tensor.shape) for name, tensor in tensors_of(pruned).items() if tuple(tensor.shape) != full[name]
-    }
+    full = {name: tensor.shape for name, tensor in tensors_of(original).items()}
+    shapes = {name: list(tensor.shape) for name, tensor in tensors_of(pruned).items() if tensor.shape != full[name]}
     widths, attributes = attributes_of(original), {}
     for name, values in attributes_of(pruned).items():
         changed = {attribute: value for attribute, value in values.items() if value != widths[name][attribute]}
@@ -164,12 +164,6 @@ def local_loss(classes: int) -> Loss:
         return F.cross_entropy(torch.cat([logits[:, :classes], rejects], 1), label.clamp(max=classes), reduction="none")
 
     return loss
-
-
-def _units(whole: nn.Sequential, cut: InsertionPoint, simple: bool) -> Units:
-    """Units of ``whole``; ``simple``: of MLP widths and heads alone."""
-    units = units_of(whole, empty(cut, batch=2, device=whole[2].weight.device))
-    return Units([group for group in units.groups if group.simple], units.size) if simple else units
 
 
 def _chosen(units: Units, judge: Callable[[list[Tensor]], list[Tensor]], largest: int) -> list[Tensor]:

@@ -8,6 +8,7 @@ the original's logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -142,13 +143,11 @@ def _second_moments(whole: nn.Module, layers: Sequence[nn.Module], batches: Batc
 
 
 def _watch(whole: nn.Module, layers: Iterable[nn.Module], hook: Callable[..., Any], features: Iterable[Tensor]) -> None:
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
-    try:
+    with ExitStack() as handles:
+        for layer in layers:
+            handles.enter_context(layer.register_forward_pre_hook(hook))
         for feature in features:
             whole(feature)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

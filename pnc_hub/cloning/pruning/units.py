@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -92,12 +92,10 @@ def masked(groups: Sequence[Group], masks: Sequence[Tensor]) -> Iterator[None]:
     for group, mask in zip(groups, masks, strict=True):
         for layer, inputs, units in group.readers:
             reads[layer].append((inputs, units, mask))
-    handles = [layer.register_forward_pre_hook(_multiplied(parts)) for layer, parts in reads.items()]
-    try:
+    with ExitStack() as handles:
+        for layer, parts in reads.items():
+            handles.enter_context(layer.register_forward_pre_hook(_multiplied(parts)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _multiplied(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Callable[..., Any]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pnc_hub.cloning.fitting import gate as gates
-from pnc_hub.cloning.fitting.gate import Evidence, Sides
+from pnc_hub.cloning.fitting.gate import Sides
 from pnc_hub.cloning.fitting.stitch import Candidate
 from pnc_hub.cloning.images.batches import Batches
-from pnc_hub.cloning.measuring.evaluate import gather_sides
+from pnc_hub.cloning.measuring.evaluate import Gathered, evidence, gather_sides
 from pnc_hub.cloning.networks import Networks, SourceAndTarget
 from pnc_hub.models.cost import macs, parameters
 from pnc_hub.models.insertion import empty
@@ -72,17 +72,18 @@ def judge(
     """How modules do as they are, with a gate of their own, on so many images of each side and part; best first."""
     points = {candidate.insertion.name for candidate, _ in modules}
 
-    def evidence(batch: Tensor) -> dict[str, Any]:
+    def answers(batch: Tensor) -> dict[str, Any]:
         logits, features = networks.target(batch, points)
-        answers = [module(features[candidate.insertion.name])[:2] for candidate, module in modules]
-        return {"target": logits, "taught": networks.teach(batch).cloned, "modules": answers}
+        # without the features: scalars are enough to compare candidates, and features take a fit of thousands of weights each
+        given = [module(features[candidate.insertion.name])[:2] for candidate, module in modules]
+        return {"target": logits, "taught": networks.teach(batch).cloned, "answers": given}
 
-    fit, held_out = (gather_sides(evidence, batches, part, images) for part in ("fit", "choose"))
+    fit, held_out = (gather_sides(answers, batches, part, images) for part in ("fit", "choose"))
     judged = [
         Judged(
             candidate,
             _match(number, held_out),
-            *_joint(_evidence(number, fit), _evidence(number, held_out), batches.covered, networks.odds),
+            *_joint(evidence(fit, number), evidence(held_out, number), batches.covered, networks.odds),
             parameters(module),
             macs(module, empty(candidate.insertion, device=networks.device)),
         )
@@ -105,23 +106,10 @@ def _ranked(judged: list[Judged], images: int) -> list[Judged]:
     return ordered + judged[len(alike) :]
 
 
-Gathered = tuple[dict[str, Any], dict[str, Any] | None]  # images of the cloned classes, and others if there are any
-
-
-def _evidence(number: int, sides: Gathered) -> Sides:
-    """Of scalars alone: they are enough to compare candidates, and features would take a fit of thousands of weights each."""
-
-    def of(side: dict[str, Any]) -> Evidence:
-        logits, reject = side["modules"][number]
-        return Evidence(side["target"], logits, reject, logits.new_zeros(len(logits), 0), side["labels"])
-
-    return of(sides[0]), None if sides[1] is None else of(sides[1])
-
-
 def _match(number: int, sides: Gathered) -> float:
     """Share of the variance of the source's logits that a module reproduces."""
     goal = torch.cat([side["taught"] for side in sides if side])
-    logits = torch.cat([side["modules"][number][0] for side in sides if side])
+    logits = torch.cat([side["answers"][number][0] for side in sides if side])
     return float(1 - ((goal - logits) ** 2).sum() / ((goal - goal.mean(0)) ** 2).sum().clamp_min(1e-12))
 
 

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from pnc_hub.cloning.fitting import gate as gates
-from pnc_hub.cloning.fitting.gate import Evidence, Sides
 from pnc_hub.cloning.images.batches import Batches
-from pnc_hub.cloning.measuring.evaluate import gather_sides
+from pnc_hub.cloning.measuring.evaluate import evidence, gather_sides
 from pnc_hub.cloning.networks import SourceAndTarget
 from pnc_hub.cloning.search.curve import Judged
 from pnc_hub.models.cost import parameters
@@ -54,27 +53,22 @@ def with_gates(
     # a budget may need more images than a gate, and is met more finely by twice as many
     calibrating = max(MAX_GATE_IMAGES, 2 * gates.images_needed(budget) if budget else 0)
 
-    def evidence(images: Tensor) -> dict[str, Any]:
+    def answers(images: Tensor) -> dict[str, Any]:
         logits, features = networks.target(images, [insertion.name])
-        answers = {"target": logits, "adapted": module(features[insertion.name])}
+        given = {"adapted": module(features[insertion.name])}
         if universal:
             penultimate = module.tail(networks.teach(images, [cut.name]).features[cut.name])
-            answers["universal"] = module.answer(penultimate)
-        return answers
+            given["universal"] = module.answer(penultimate)
+        return {"target": logits, "answers": given}
 
     parts = [
-        gather_sides(evidence, batches, part, most)
+        gather_sides(answers, batches, part, most)
         for part, most in (("fit", MAX_GATE_IMAGES), ("choose", MAX_GATE_IMAGES), ("calibrate", calibrating))
     ]
 
     def fitted(through: str) -> Gate:
-        def of(side: dict[str, Any]) -> Evidence:
-            logits, reject, features = side[through]
-            return Evidence(side["target"], logits, reject, features, side["labels"])
-
         for_any = through == "universal"
-        sides: list[Sides] = [(of(own), None if others is None else of(others)) for own, others in parts]
-        fit, choose, calibrate = sides
+        fit, choose, calibrate = (evidence(part, through) for part in parts)
         gate = gates.fit(*fit, choose, for_any, batches.covered, networks.odds)
         gate.offset.fill_(gates.best_offset(gate, *calibrate, budget, batches.covered or for_any))
         return gate

@@ -55,7 +55,7 @@ def search_pairs(
     networks: SourceAndTarget, fixed: tuple[str | None, str | None]
 ) -> list[tuple[InsertionPoint, InsertionPoint]]:
     """The pairs to search, or ``InsertionPointError``; ``fixed`` is (insertion point, cut) where the caller chose them."""
-    points, cuts = networks.points(), networks.cuts()
+    points, cuts = networks.target.skeleton.points, networks.cuts()
     for name, names, what in (
         (fixed[0], points, "insertion point of the target"),
         (fixed[1], cuts, "cut of the source"),
