@@ -160,6 +160,9 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
 }
 
 
+_HOOKS = ("_hf_hook", "_pnc_hook")  # attributes that hold what hooks into a module: accelerate's, and that of clones
+
+
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode and float32, on the meta device, without hooks and without what stands in for a method.
 
@@ -173,7 +176,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     for module, copied in zip(model.modules(), twin.modules(), strict=True):
         for name, value in vars(module).items():
             inner = inspect.unwrap(value) if callable(value) else value
-            if _is_hook(name, value) or _is_method(module, inner, name):
+            if name in _HOOKS or _is_method(module, inner, name):
                 del vars(copied)[name]
             elif inner is not value:
                 vars(copied)[name] = copy.deepcopy(inner, memo)
@@ -190,13 +193,8 @@ def _prepare(module: nn.Module, memo: dict[int, Any]) -> None:
     for name, value in vars(module).items():
         if "_hook" in name and isinstance(value, dict):
             memo[id(value)] = type(value)()
-        elif _is_hook(name, value) or hasattr(value, "__wrapped__"):
+        elif name in _HOOKS or hasattr(value, "__wrapped__"):
             memo[id(value)] = name  # not copied: it may hold whole networks
-
-
-def _is_hook(name: str, value: Any) -> bool:
-    """Whether an attribute is an object that hooks into its module, and neither a table of hooks nor a flag about them."""
-    return "_hook" in name and not isinstance(value, dict) and hasattr(value, "__dict__")
 
 
 def _is_method(module: nn.Module, value: Any, attribute: str) -> bool:

@@ -127,6 +127,16 @@ def test_the_model_is_only_read(family):
     assert not any(module.training or module._forward_hooks for module in twin.modules())
 
 
+def test_an_attribute_of_the_model_may_be_called_a_hook():
+    class Hooked(timm.models.resnet.ResNet):
+        def forward(self, x):
+            return self.post_hook(super().forward(x))
+
+    model = Hooked(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=5, channels=(8, 8, 8, 8)).eval()
+    model.post_hook = torch.nn.functional.relu
+    assert "layer2.0" in Skeleton(model).points
+
+
 def test_points_do_not_depend_on_device_dtype_or_hooks():
     model = tiny_model("swin")
     expected = insertion_points(model)
