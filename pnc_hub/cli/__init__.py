@@ -68,7 +68,6 @@ def _debug_everything(ctx: click.Context, _param: click.Parameter, value: bool) 
 
 
 def _paragraph(error: Exception) -> str:
-    """An error as a person reads it."""
     text = f"{type(error).__name__}: {one_line(error, 10_000)}"
     foreseen = isinstance(error, (PncHubError, OSError, ImportError))
     return text if foreseen else f"{text} (not foreseen: the option --debug shows where it came from)"

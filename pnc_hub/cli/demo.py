@@ -39,17 +39,13 @@ class Digits(Dataset[Any]):
 
         bunch = load_digits()
         rng = np.random.RandomState(seed)
-        chosen: list[int] = []
-        labels: list[int] = []
-        for position, digit in enumerate(digits):
-            members = rng.permutation(np.flatnonzero(bunch.target == digit))
-            cut = int(0.7 * len(members))
-            part = members[:cut] if train else members[cut:]
-            chosen.extend(part)
-            labels.extend([position] * len(part))
-        images = torch.from_numpy(bunch.images[chosen]).float()[:, None] / 8 - 1
+        members = [rng.permutation(np.flatnonzero(bunch.target == digit)) for digit in digits]
+        cuts = [int(0.7 * len(indices)) for indices in members]
+        parts = [indices[:cut] if train else indices[cut:] for indices, cut in zip(members, cuts, strict=True)]
+        images = torch.from_numpy(bunch.images[np.concatenate(parts)]).float()[:, None] / 8 - 1
         self.images = nn.functional.interpolate(images, size=(SIDE, SIDE), mode="bilinear")
-        self.targets, self.augment = labels, augment
+        self.targets = [position for position, part in enumerate(parts) for _ in part]
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -135,12 +131,10 @@ def _row(learned: Clone, measured: dict[str, Any], digits: Sequence[int], source
     report = learned.report
     return {
         "digits": list(digits),
-        **{name: measured[name] for name in ("ori", "tar", "avg", "diverted", "auroc")},
         "source_alone": source_alone,
-        **{name: report[name] for name in ("insertion", "cut", "kept_parameters")},
+        **{name: measured[name] for name in ("ori", "tar", "avg", "diverted", "auroc", "restored")},
+        **{name: report[name] for name in ("insertion", "cut", "kept_parameters", "bytes", "seconds")},
         "kept": report["kept_parameters"] / report["source_parameters"],
-        **{name: report[name] for name in ("bytes", "seconds")},
-        "restored": measured["restored"],
     }
 
 
@@ -150,18 +144,8 @@ def _trained(
     """A timm classifier of ``digits``, trained from scratch in seconds."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = timm.create_model(
-            name,
-            num_classes=len(digits),
-            in_chans=1,
-            pretrained_cfg_overlay={
-                "input_size": (1, SIDE, SIDE),
-                "mean": (0.5,),
-                "std": (0.5,),
-                "label_names": tuple(map(str, digits)),
-            },
-            **arguments,
-        )
+        cfg = {"input_size": (1, SIDE, SIDE), "mean": (0.5,), "std": (0.5,), "label_names": tuple(map(str, digits))}
+        model = timm.create_model(name, num_classes=len(digits), in_chans=1, pretrained_cfg_overlay=cfg, **arguments)
         accelerator = Accelerator()
         loader = DataLoader(Digits(digits, seed, train=True, augment=True), 48, shuffle=True)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)

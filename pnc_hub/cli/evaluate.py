@@ -61,6 +61,7 @@ def evaluate(
     from pnc_hub.cloning.images.data import Images, open_dataset
     from pnc_hub.cloning.measuring.evaluate import measure
     from pnc_hub.models.preprocess import Preprocess
+    from pnc_hub.report.rows import listed, shown
 
     read = common.read(clone)
     model = model.or_target_of(read)
@@ -84,8 +85,9 @@ def evaluate(
         result = measure(target.to(common.device(device)), read, cloned, others[0] if others else None)
     measured = {name: result[name] for name in (*(row[0] for row in _ROWS), "avg_u", "kl")}
     photos = dict(zip(("cloned", "target"), [*counts, 0], strict=False))
+    title = f"{model.name} with {clone} on {' and '.join(map(str, counts))} photos"
     common.show(
-        lambda: _table(f"{model.name} with {clone} on {' and '.join(map(str, counts))} photos", measured),
+        lambda: listed(title, [(text, shown(measured[name], kind)) for name, text, kind in _ROWS]),
         lambda: {"model": model.name, "clone": clone, "photos": photos, **measured},
         as_json,
     )
@@ -101,12 +103,6 @@ class _Watched:
         for batch in self.batches:
             yield batch
             self.bar.update(len(batch[1]))
-
-
-def _table(title: str, measured: dict[str, Any]) -> str:
-    from pnc_hub.report.rows import listed, shown
-
-    return listed(title, ((text, shown(measured[name], kind)) for name, text, kind in _ROWS))
 
 
 def _name_plate(source: SourceConfig) -> nn.Module:

@@ -90,7 +90,6 @@ _OPTIONS = (
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of both commands."""
     return functools.reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
 
 
@@ -236,7 +235,6 @@ def _write(clone: Clone, output: Path, page: Path | None, as_json: bool) -> None
 
 
 def _next(clone: Clone, folder: Path) -> Iterable[str]:
-    """What can be done with it now."""
     target, name = clone.config.adapters[0].target, shlex.quote(str(folder))
     model = "" if target is not None and target.hub_id else " --model TARGET"
     yield f"Try it: pnc-hub predict --clone {name}{model} PHOTO"

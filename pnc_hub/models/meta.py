@@ -28,7 +28,6 @@ class ShapesOnly(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch for every operation."""
         _ALLOWED.left -= 1
         if _ALLOWED.left < 0:
             raise OverflowError("it takes more operations than are allowed")
@@ -47,7 +46,6 @@ class IndicesInRange(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch for every operation."""
         if func is Tensor.__getitem__ and args[0].is_meta:
             tensor, index = args
             parts = index if isinstance(index, tuple) else (index,)
@@ -130,8 +128,7 @@ def _batch_norm(
 
 def _layer_norm(tensor: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor | None:
     shape = tuple(shape)
-    fitting = tuple(tensor.shape[tensor.dim() - len(shape) :]) == shape
-    fitting = fitting and _fits(weight, shape) and _fits(bias, shape)
+    fitting = tuple(tensor.shape[tensor.dim() - len(shape) :]) == shape and _fits(weight, shape) and _fits(bias, shape)
     return tensor.new_empty(tensor.shape) if fitting else None
 
 

@@ -19,7 +19,6 @@ class Paths:
     """The ways from the image to the output of one traced model."""
 
     def __init__(self, model: nn.Module, traced: Trace) -> None:
-        """``traced`` is the trace of ``model``."""
         self.model, self.traced = model, traced
         nodes: list[fx.Node] = list(traced.graph.nodes)
         self.image, self.output = nodes[0], nodes[-1]

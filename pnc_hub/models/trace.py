@@ -83,7 +83,6 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", "image", (), {})]
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
-        """Record a node and compute it."""
         node = super().create_node(kind, target, args, kwargs, *rest, **more)
         if kind != "output":
             evaluating, self._evaluating = self._evaluating, True
@@ -106,7 +105,6 @@ class _Tracer(fx.Tracer):
         return None if value is None else proxy
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Called by ``create_proxy``."""
         return _Proxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
@@ -213,7 +211,6 @@ class _Proxy(fx.Proxy):
 
     @property
     def value(self) -> Any:
-        """What it stands for."""
         return self.tracer.values[self.node]
 
     def __getattr__(self, name: str) -> Any:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pnc_hub.artifact.config import CloneConfig
 from pnc_hub.report.rows import PORTED_ROWS, ROWS, classes, listed, number, others, written
-
-if TYPE_CHECKING:
-    from pnc_hub.artifact.config import CloneConfig
 
 # What happened to a photo, in the order of the page.
 KINDS = {

@@ -11,6 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from pnc_hub.artifact.config import AdapterConfig, CloneConfig
 from pnc_hub.report import plots, theme
 from pnc_hub.report.layers import kept_layers
 from pnc_hub.report.rows import number, others, shown
@@ -18,8 +19,6 @@ from pnc_hub.report.series import Confusion, Curve, Histogram, Reliability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from pnc_hub.artifact.config import AdapterConfig, CloneConfig
 
 
 @dataclass(frozen=True)
@@ -135,11 +134,10 @@ def _gate(adapter: AdapterConfig) -> Drawing | None:
     if histogram is None:
         return None
     budget, other = number(adapter.metrics, "locality_budget"), others(adapter.metrics)
-    crossed = [number(adapter.metrics, "missed"), number(adapter.metrics, "diverted")]
     sides = [
         f"{_percent(share)} of the {side} images are on the wrong side"
-        for share, side in zip(crossed, ("new", other), strict=True)
-        if share is not None
+        for crossed, side in (("missed", "new"), ("diverted", other))
+        if (share := number(adapter.metrics, crossed)) is not None
     ]
     chosen = "The threshold was set where old and new classes together do best on images that were kept for it."
     if not any(histogram.old):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
 
+from torch import nn
+
+from pnc_hub.artifact.assembly import rebuilt
+from pnc_hub.artifact.config import CloneConfig
 from pnc_hub.errors import MalformedArtifactError
-
-if TYPE_CHECKING:
-    from pnc_hub.artifact.config import CloneConfig
+from pnc_hub.models.tensors import tensors_of
 
 MOST_LAYERS = 32
 
@@ -20,11 +21,6 @@ def kept_layers(config: CloneConfig) -> dict[str, tuple[int, int]]:
     Of many layers those of one block are counted together. Empty where nothing was pruned, or where this timm cannot build
     the source to compare with.
     """
-    from torch import nn
-
-    from pnc_hub.artifact.assembly import rebuilt
-    from pnc_hub.models.tensors import tensors_of
-
     if not config.tail.shapes:
         return {}
     try:
