@@ -144,24 +144,21 @@ def clone(
                 " the locality budget holds for images of these",
                 stacklevel=2,
             )
-        if epochs is None:
-            epochs = _passes(batches, networks)
-        recipe = Recipe(epochs, learning_rate, tune, universal, flip, anchored=not covered)
+        passes = _passes(batches, networks) if epochs is None else epochs
+        recipe = Recipe(passes, learning_rate, tune, universal, flip, anchored=not covered)
         learned, curve = best_clone(networks, batches, (insertion, cut), size, recipe, locality_budget, bar)
         bar.set_description("measure")
         result = package(learned, networks, described, wanted, target_id, target)
         adapter = result.config.adapters[0]
         album = Album(networks.target.preprocess, class_names_of(target, target_data), result.labels)
         observed, facts = session.report(result, adapter, learned, networks, batches, curve, album)
-        among_cloned, among_all = source_alone(networks, batches.sides("report", MAX_REPORT_IMAGES)[0])
         result.photos = album.photos()
         adapter.metrics |= {
             **observed.shares(),
             **facts,
             **learned.stages,
+            **source_alone(networks, batches.sides("report", MAX_REPORT_IMAGES)[0]),
             "regime": regime,
-            "source_alone": among_cloned,
-            "source_alone_among_all": among_all,
             "source_parameters": networks.parameters,
             "trunk_bytes": result.nbytes(files.TRUNK),
         }

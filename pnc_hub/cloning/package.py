@@ -85,10 +85,8 @@ def package(
         adapters.append(AdapterConfig(name=UNIVERSAL, target=None, insertion=point))
         tensors[adapters[1].file] = _owned(nn.ModuleDict({"gate": learned.universal_gate}))
         tensors[files.TRUNK] = _owned(nn.ModuleDict({"trunk": networks.trunk(learned.cut.name)}))
-    whole = nn.ModuleDict(
-        {"tail": networks.tail(learned.cut.name), "head": nn.Linear(networks.width, module.head.out_features)}
-    )
-    shapes, attributes = changes(pruned, whole)
+    head = nn.Linear(networks.width, module.head.out_features)
+    whole = nn.ModuleDict({"tail": networks.tail(learned.cut.name), "head": head})
     config = CloneConfig(
         format_version=FORMAT_VERSION,
         library_name=LIBRARY_NAME,
@@ -97,7 +95,7 @@ def package(
         cut=learned.cut.name,
         classes=[ClassConfig(label, index) for label, index in classes.items()],
         preprocess=networks.source.preprocess,
-        tail=TailConfig(shapes, attributes),
+        tail=TailConfig(*changes(pruned, whole)),
         adapters=adapters,
         files={},
         probe=ProbeConfig(TOLERANCE, TOLERANCE),
@@ -114,13 +112,7 @@ def extend(
 ) -> tuple[Clone, AdapterConfig]:
     """``clone`` with one more adapter, and that adapter's entry; everything else holds the same numbers as before.
 
-    Args:
-        clone: the clone, which stays as it is.
-        learned: an adapter and a gate before the clone's own tail and head.
-        reader: reads the target's features.
-        target: the target.
-        target_id: its Hub id, where it is known.
-        name: of the adapter; by default architecture and fingerprint.
+    ``learned`` has the clone's own tail and head; ``name`` is the adapter's, by default architecture and fingerprint.
 
     Raises:
         ValueError: the name is in use, or it or the id cannot be recorded.
@@ -128,8 +120,8 @@ def extend(
     config, tensors = copy.deepcopy(clone.config), clone.all_tensors()
     try:
         made, own = _made_for(learned, reader, target, target_id, name)
-        before_universal = sum(adapter.target is not None for adapter in config.adapters)
-        config.adapters = [*config.adapters[:before_universal], made, *config.adapters[before_universal:]]
+        # before the universal one
+        config.adapters.insert(sum(adapter.target is not None for adapter in config.adapters), made)
         config.validate_adapters()
     except (StrictDataclassError, ValueError) as error:
         taken = ", ".join(adapter.name for adapter in clone.config.adapters)

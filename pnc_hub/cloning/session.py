@@ -82,13 +82,9 @@ class Session:
             yield progress
 
     def batches(self, cloned: Images, others: Images | None, *, of_target: bool, covered: bool) -> Batches:
-        """Images of both sides in parts.
+        """Images of the cloned classes, and of others if there are any, in parts.
 
-        Args:
-            cloned: images of the cloned classes.
-            others: images of other classes, if there are any.
-            of_target: whether these are images of the target's classes, so that a budget can be calibrated on them.
-            covered: whether they are of most of the target's classes.
+        A budget can be calibrated on the others where they are ``of_target``; ``covered``: they show most of its classes.
 
         Raises:
             DataError: there are too few for the parts, or for the locality budget.

@@ -6,8 +6,11 @@ from accelerate import Accelerator
 from common import images, tiny_model
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.data import TensorDataset
 
 from pnc_hub.cloning.fitting.refine import Recipe, augmented, distillation_loss, refine
+from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.models.fingerprint import state_digest
 from pnc_hub.module import Adapter, CloneModule
@@ -94,9 +97,19 @@ def module(networks):
 
 
 def batches(seed, count=24):
-    """Images, the first half of the cloned classes and the second of the target's."""
+    """Images, every second of the cloned classes and the others of the target's."""
     labels = torch.where(torch.arange(count) % 2 > 0, torch.arange(count) % 3, -1)
     return list(zip(images(count, seed).split(8), labels.split(8), strict=True))
+
+
+def prepared(networks, seed):
+    """Twelve images of either side to learn from, in three batches."""
+    labels = torch.arange(21) % 3
+    sides = (
+        Images(TensorDataset(images(len(labels), first), labels), networks.target.preprocess, dict(enumerate(range(3))))
+        for first in (3, 4)
+    )
+    return Batches(*(Split.of(side, 0) for side in sides), Accelerator(cpu=True), 8, 0, seed)
 
 
 def held_out_loss(networks, module):
@@ -111,18 +124,10 @@ def held_out_loss(networks, module):
 def run(module, networks, score=None, epochs=3, tune=True, rate=2e-3, seed=0, universal=True):
     score = score or (lambda found: -held_out_loss(networks, found))
     ticks = []
-    best = refine(
-        module,
-        networks,
-        Accelerator(cpu=True),
-        PAIR,
-        batches(3),
-        score,
-        Recipe(epochs, rate, tune, universal),
-        torch.Generator().manual_seed(seed),
-        lambda: ticks.append(None),
-    )
-    assert len(ticks) == round(epochs * len(batches(3)))
+    shown = prepared(networks, seed)
+    recipe = Recipe(epochs, rate, tune, universal)
+    best = refine(module, networks, shown, PAIR, recipe, score, lambda: ticks.append(None))
+    assert len(ticks) == round(epochs * len(shown.mixed("fit")))
     return best
 
 

@@ -114,14 +114,9 @@ def best_offset(
 ) -> float:
     """The offset that does best for old and new classes together on held-out images, or the budget's if that is higher.
 
-    Args:
-        gate: its offset must be 0.
-        cloned: held-out images of the cloned classes.
-        target: held-out images of the target's classes; without them the offset stays 0.
-        locality_budget: largest share of target images that may be diverted; the split-conformal quantile guarantees it
-            on average over draws of the held-out images.
-        covered: whether these are images of most of the target's classes; if not, they may raise the offset and not
-            lower it.
+    The gate comes with offset 0, and keeps it without images of the target. The budget is the largest share of these that may
+    be diverted; the split-conformal quantile guarantees it on average over draws of the held-out images. Images that
+    do not show most of the target's classes (``covered``) may raise the offset and not lower it.
     """
     if target is None:
         return 0.0

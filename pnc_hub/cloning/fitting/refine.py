@@ -11,14 +11,13 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
+from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.module import CloneModule
 
@@ -40,20 +39,20 @@ class Recipe:
 def refine(
     module: CloneModule,
     networks: Networks,
-    accelerator: Accelerator,
+    batches: Batches,
     pair: tuple[str, str],
-    batches: DataLoader[Any],
-    score: Callable[[CloneModule], float],
     recipe: Recipe,
-    generator: torch.Generator,
+    score: Callable[[CloneModule], float],
     tick: Callable[[], object],
 ) -> float:
     """Train ``module`` in place; it ends as it was at its best held-out score, which is returned.
 
-    ``pair`` is (insertion point, cut), ``batches`` are of (images, position among the cloned classes or -1). ``score`` is asked
-    before the first pass, after each and at the end; ``generator`` is that of the augmentation, ``tick`` called at every step.
+    ``pair`` is (insertion point, cut). ``score`` is asked before the first pass, after each and at the end, ``tick`` is called
+    at every step.
     """
-    steps = round(recipe.epochs * len(batches))
+    accelerator, shown = batches.accelerator, batches.mixed("fit", shuffle=True)
+    generator = torch.Generator().manual_seed(batches.seed + accelerator.process_index)  # of the augmentation
+    steps = round(recipe.epochs * len(shown))
     best = score(module)
     if steps == 0:
         return best
@@ -67,7 +66,7 @@ def refine(
     both = recipe.tune and recipe.universal
     # batch statistics follow the target's features, but stay the source's where its own features come in as well
     learner.train(recipe.tune and not both)
-    for step, (images, labels) in enumerate(islice(chain.from_iterable(repeat(batches)), steps), 1):
+    for step, (images, labels) in enumerate(islice(chain.from_iterable(repeat(shown)), steps), 1):
         images = augmented(images, generator, recipe.flip)
         feature = networks.target.feature(images, pair[0])
         lesson = networks.teach(images, [pair[1]] if both else ())
@@ -82,7 +81,7 @@ def refine(
         schedule.step()
         optimizer.zero_grad()
         tick()
-        if step % len(batches) == 0 or step == steps:
+        if step % len(shown) == 0 or step == steps:
             _share_statistics(module, accelerator)
             now = score(module.eval())
             module.train(recipe.tune and not both)

@@ -23,11 +23,7 @@ FEW = 20  # images of a class, or of all others together, from which on a gate c
 
 
 def resolve_classes(classes: Mapping[str, int] | Sequence[str | int], source: nn.Module) -> dict[str, int]:
-    """Label -> row of the source's head.
-
-    Args:
-        classes: a mapping, or labels or indices of the source's classes.
-        source: the source.
+    """Label -> row of the source's head, from such a mapping or from labels or indices of the source's classes.
 
     Raises:
         SourceError: a class is not one of the source's, or is named twice.
@@ -82,10 +78,8 @@ def relabel_target(target: nn.Module, dataset: Any, cloned: Iterable[str]) -> di
     Images of classes that have the name of a ``cloned`` one are left out: they are no examples of anything else.
     """
     names, count = class_names(dataset), as_classifier(target).num_classes
-    if names is None:
-        return {index: index for index in range(count)}
     own = labels.class_names(target, count)
-    if own is None and len(names) == count:
+    if names is None or (own is None and len(names) == count):
         return {index: index for index in range(count)}
     index_of = {same_label(name): index for index, aliases in enumerate(own or ()) for name in aliases}
     new = {same_label(label) for label in cloned}

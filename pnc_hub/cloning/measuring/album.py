@@ -35,10 +35,8 @@ class Album:
     def see(self, images: Tensor, labels: Tensor, logits: Tensor, width: int, new: bool) -> None:
         """Look at a batch: ``logits`` [B, T + K] with the clone attached; the first ``width`` are those of the target alone."""
         before, after = logits[:, :width].softmax(1).max(1), logits.softmax(1).max(1)
-        columns = (labels, before.indices, before.values, after.indices, after.values)
-        for row, (label, was, sure, now, surer) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True)
-        ):
+        columns = [column.tolist() for column in (labels, before.indices, before.values, after.indices, after.values)]
+        for row, (label, was, sure, now, surer) in enumerate(zip(*columns, strict=True)):
             kind = _kind(label, now - width, new)
             if kind is None or not self._wants(kind, label if new else was):
                 continue

@@ -171,7 +171,7 @@ def observe(
     return Observed(width, count, new, others, alone, all(gather_object([bool(same)])))
 
 
-def source_alone(networks: Networks, batches: Iterable[Any]) -> tuple[float, float]:
+def source_alone(networks: Networks, batches: Iterable[Any]) -> dict[str, float]:
     """Accuracy of the source on images of the cloned classes: among these alone, and among all of its own.
 
     It is what a clone can be expected to know; a warning says so if the labels do not seem to fit.
@@ -190,7 +190,7 @@ def source_alone(networks: Networks, batches: Iterable[Any]) -> tuple[float, flo
             " classes= maps each label to its index in the source",
             stacklevel=3,
         )
-    return int(right.sum()) / count, among_all / count
+    return {"source_alone": int(right.sum()) / count, "source_alone_among_all": among_all / count}
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

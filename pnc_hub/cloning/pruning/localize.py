@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pnc_hub.cloning.pruning import repair
+from pnc_hub.cloning.pruning.repair import Batches
 from pnc_hub.cloning.pruning.units import Units, masked, units_of
 from pnc_hub.errors import SourceError
 from pnc_hub.models.cost import parameters
@@ -27,7 +28,6 @@ from pnc_hub.models.tensors import attributes_of, tensors_of
 
 logger = logging.getLogger(__name__)
 
-Batches = Sequence[tuple[Tensor, Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 # (network, units, local set, loss [B] of (logits, label), masks so far) -> for each group, the worth of its units per parameter
 Importance = Callable[[nn.Sequential, Units, Batches, Loss, list[Tensor]], list[Tensor]]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -142,30 +140,17 @@ def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, 
     pair = (trial.candidate.insertion.name, trial.candidate.cut.name)
     bar.set_description(" -> ".join(pair))
     held_out = batches.mixed("choose", each=MAX_IMAGES)
-    trial.score = refine(
-        trial.module,
-        networks,
-        batches.accelerator,
-        pair,
-        batches.mixed("fit", shuffle=True),
-        lambda module: -_held_out_loss(module, networks, pair[0], held_out, recipe.anchored),
-        recipe,
-        torch.Generator().manual_seed(batches.seed + batches.accelerator.process_index),
-        bar.update,
-    )
 
+    def score(module: CloneModule) -> float:
+        """Minus the distillation loss over all held-out images together, so that both sides weigh the same."""
 
-@torch.no_grad()
-def _held_out_loss(
-    module: CloneModule, networks: Networks, insertion: str, held_out: Iterable[Any], anchored: bool
-) -> float:
-    """The distillation loss over all held-out images together, so that both sides weigh the same."""
+        def answers(images: Tensor) -> dict[str, Any]:
+            lesson = networks.teach(images)
+            output = module(networks.target.feature(images, pair[0]))[:2]
+            return {"output": output, "cloned": lesson.cloned, "rejected": lesson.rejected}
 
-    def answers(images: Tensor) -> dict[str, Any]:
-        lesson = networks.teach(images)
-        output = module(networks.target.feature(images, insertion))[:2]
-        return {"output": output, "cloned": lesson.cloned, "rejected": lesson.rejected}
+        together = gather(answers, held_out)
+        lesson = Lesson(together["cloned"], together["rejected"], together["cloned"], {})
+        return -float(distillation_loss(together["output"], lesson, together["labels"], recipe.anchored))
 
-    together = gather(answers, held_out)
-    lesson = Lesson(together["cloned"], together["rejected"], together["cloned"], {})
-    return float(distillation_loss(together["output"], lesson, together["labels"], anchored))
+    trial.score = refine(trial.module, networks, batches, pair, recipe, score, bar.update)
