@@ -61,10 +61,8 @@ def with_gates(
             given["universal"] = module.answer(penultimate)
         return {"target": logits, "answers": given}
 
-    parts = [
-        gather_sides(answers, batches, part, most)
-        for part, most in (("fit", MAX_GATE_IMAGES), ("choose", MAX_GATE_IMAGES), ("calibrate", calibrating))
-    ]
+    read = {"fit": MAX_GATE_IMAGES, "choose": MAX_GATE_IMAGES, "calibrate": calibrating}
+    parts = [gather_sides(answers, batches, part, most) for part, most in read.items()]
 
     def fitted(through: str) -> Gate:
         for_any = through == "universal"

@@ -56,10 +56,8 @@ def search_pairs(
 ) -> list[tuple[InsertionPoint, InsertionPoint]]:
     """The pairs to search, or ``InsertionPointError``; ``fixed`` is (insertion point, cut) where the caller chose them."""
     points, cuts = networks.target.skeleton.points, networks.cuts()
-    for name, names, what in (
-        (fixed[0], points, "insertion point of the target"),
-        (fixed[1], cuts, "cut of the source"),
-    ):
+    choices = (points, "insertion point of the target"), (cuts, "cut of the source")
+    for name, (names, what) in zip(fixed, choices, strict=True):
         if name is not None and name not in names:
             raise InsertionPointError(f"{name!r} is no {what}; there are {', '.join(names)}")
     if fixed[0] == INPUT:
@@ -87,9 +85,7 @@ def reject_rows(networks: Networks, batches: Batches) -> tuple[Tensor, Tensor]:
         lesson = networks.teach(images)
         return lesson.penultimate, lesson.rejected[:, None]
 
-    moments = [
-        ridge.fit_rows(batches.accelerator, batches.mixed(part, each=MAX_RIDGE_IMAGES // 2), rows)
-        for part in ("fit", "choose")
-    ]
-    weights = ridge.ridge(*moments).float()
+    shown = (batches.mixed(part, each=MAX_RIDGE_IMAGES // 2) for part in ("fit", "choose"))
+    fit, held_out = (ridge.fit_rows(batches.accelerator, images, rows) for images in shown)
+    weights = ridge.ridge(fit, held_out).float()
     return weights[:-1].T, weights[-1]
