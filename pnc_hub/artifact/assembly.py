@@ -29,13 +29,10 @@ Read = Callable[[str, dict[str, files.TensorSpec]], dict[str, Tensor]]
 
 
 def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, read: Read) -> tuple[CloneModule, Gate]:
-    """The module and gate of one adapter, frozen and in eval mode.
+    """The module and gate of one of ``config.adapters``, frozen and in eval mode.
 
-    Args:
-        config: the clone's configuration.
-        adapter: one of ``config.adapters``.
-        given: image convention of the target (used by an adapter at the input).
-        read: returns the tensors of a file, which must be those specified.
+    ``given`` is the image convention of the target (used by an adapter at the input); ``read`` returns the tensors of a file,
+    which must be those specified.
 
     Raises:
         MalformedArtifactError: the configuration describes nothing that can be built.
@@ -44,16 +41,16 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
     branch = _branch(config, source)
     head = cast(nn.Linear, branch["head"])
     gate = Gate(head.in_features, device="meta")
-    own = nn.ModuleDict({"gate": gate})
+    added = nn.ModuleDict({"gate": gate})
     cut, point, at_input = config.cut, adapter.insertion, adapter.insertion.name == INPUT
     first: nn.Module
     if at_input:
         first = source.trunk(cut)
     else:
-        first = own["adapter"] = Adapter(point, source.point(cut), adapter.kernel, device="meta")
+        first = added["adapter"] = Adapter(point, source.point(cut), adapter.kernel, device="meta")
     _try(first, point, f"adapter {adapter.name!r}", source, cut, adapter.kernel)
     _fill(branch, files.WEIGHTS, read)
-    _fill(own, adapter.file, read)
+    _fill(added, adapter.file, read)
     if at_input:
         _fill(nn.ModuleDict({"trunk": first}), files.TRUNK, read)
         first = nn.Sequential(Reprocess(given, config.preprocess), first)

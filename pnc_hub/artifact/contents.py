@@ -25,11 +25,7 @@ from pnc_hub.module import CloneModule, Gate
 class Outline:
     """A module and its gate as ``Contents.build`` makes them, but with zeros for what is not on this machine.
 
-    Attributes:
-        module: feature at the insertion point -> logits.
-        gate: of the same adapter.
-        bytes: size of the files that they are made of.
-        download: how much of that would have to be downloaded.
+    ``bytes`` is the size of the files that they are made of, ``download`` how much of that would have to be downloaded.
     """
 
     module: CloneModule
@@ -124,11 +120,9 @@ class Contents:
         return adapters[name]
 
     def build(self, adapter: AdapterConfig, given: Preprocess) -> tuple[CloneModule, Gate]:
-        """The module and gate for one adapter, frozen and in eval mode, sharing the tensors in memory.
+        """The module and gate for one of ``config.adapters``, frozen and in eval mode, sharing the tensors in memory.
 
-        Args:
-            adapter: one of ``config.adapters``.
-            given: image convention of the target (used by an adapter at the input).
+        ``given`` is the image convention of the target (used by an adapter at the input).
 
         Raises:
             MalformedArtifactError: the files do not hold exactly the tensors that the configuration implies.
@@ -154,11 +148,11 @@ class Contents:
             if file in self.tensors or self.storage.holds(file):
                 tensors = self.read(file, expected)
                 sizes[file] = self.nbytes(file) if self.origin is None else self.storage.header(file).size
-            else:
-                tensors, header = files.without_memory(expected), self.storage.header(file, self._digest(file))
-                header.check(expected)
-                sizes[file] = absent[file] = header.size
-            return tensors
+                return tensors
+            header = self.storage.header(file, self._digest(file))
+            header.check(expected)
+            sizes[file] = absent[file] = header.size
+            return files.without_memory(expected)
 
         with self._located():
             module, gate = assemble(self.config, adapter, given, read)

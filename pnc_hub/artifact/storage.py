@@ -5,7 +5,6 @@ A folder is written whole or not at all, and never over files of others.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -58,7 +57,6 @@ class Folder(Storage):
     """A folder that ``save_pretrained`` wrote."""
 
     def __init__(self, folder: str | Path) -> None:
-        """``folder`` may be relative to where the process is now."""
         self.name = str(Path(folder))
         self.origin: Path = Path(folder).resolve()
 
@@ -77,9 +75,8 @@ def put(folder: Path, contents: Mapping[str, bytes]) -> None:
     They are written beside it and then take its place: whatever interrupts it, what was there before is there again.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    new, old = work / "new", work / "old"
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as work:
+        new, old = Path(work, "new"), Path(work, "old")
         fill(new, contents)
         try:
             if folder.exists():
@@ -89,8 +86,6 @@ def put(folder: Path, contents: Mapping[str, bytes]) -> None:
             if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def fill(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
@@ -103,7 +98,7 @@ def fill(folder: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
 
 
 def is_replaceable(folder: Path) -> bool:
-    """Empty, or a clone and nothing else: saving removes what was there."""
+    """Whether ``folder`` is empty, or a clone and nothing else: saving removes what was there."""
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*")] if folder.is_dir() else [""]
     if not paths:
         return True

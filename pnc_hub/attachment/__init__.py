@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pnc_hub.attachment import hooks, probing
+from pnc_hub.attachment import hooks
 from pnc_hub.attachment.joined import JoinedClone
 from pnc_hub.attachment.plan import Target, unwrapped
 from pnc_hub.errors import TargetError
@@ -25,13 +25,11 @@ class Attachment:
 
     Attributes:
         labels: names of the cloned classes, in the order of their logits.
-        fired: whether a forward pass has used the clone since it was attached.
         insertion: the target module that it reads (``"input"`` for the image itself).
         revision: the commit that it was read at, when it came from the Hub: what to pin.
     """
 
     def __init__(self, model: nn.Module, joined: JoinedClone) -> None:
-        """Made by ``attach``."""
         self.labels, self.insertion, self.revision = joined.labels, joined.insertion.name, joined.clone.revision
         self._model: Callable[[], nn.Module | None] = weakref.ref(model)
         self._joined: JoinedClone | None = joined
@@ -126,7 +124,7 @@ class Attachment:
             raise TargetError(f"the model of {self!r} is gone; attach the clone again to verify it")
         if any(module.training for module in model.modules()):
             raise TargetError("the model is in training mode; call model.eval() before verifying a clone")
-        return probing.verify(model, joined, columns.stop, model if callable is None else callable)
+        return joined.verify(model, columns.stop, model if callable is None else callable)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The clone's own parameters, for an optimizer. The model's are not among them, nor these among the model's.
@@ -239,7 +237,7 @@ def attach(
         plan.refuse_collisions()
     for text in plan.warnings:
         warnings.warn(text, stacklevel=2)
-    joined = JoinedClone(clone, plan.adapter, plan.given, plan.device, plan.dtype, trainable)
+    joined = JoinedClone(clone, plan, trainable)
     attachment = Attachment(plan.model, joined)
     hooks.add(plan.model, joined, plan.given.input_size)
     return attachment

@@ -14,7 +14,7 @@ from pnc_hub.attachment.plan import Plan, Target
 from pnc_hub.errors import ClassCollisionError, HubError, PncHubError
 from pnc_hub.hub.clone import Clone, open_clone
 from pnc_hub.hub.lock import Lock
-from pnc_hub.models.cost import macs
+from pnc_hub.models.cost import macs, parameters
 from pnc_hub.models.insertion import INPUT, empty
 from pnc_hub.report.rows import PORTED_ROWS, ROWS, listed, rows_of, shown
 
@@ -80,12 +80,9 @@ class Compatibility:
             "multiply-accumulates per image": self.macs and f"{self.macs:,}",
             "classes that are there already": ", ".join(self.collisions),
         }
-        measured = [
-            (text, shown(self.metrics[key], kind))
-            for key, text, kind in rows_of(self.metrics, _MEASURED)
-            if key in self.metrics
-        ]
-        more = [*measured, *((f"not {name}", reason) for name, reason in self.others.items())]
+        measured = [row for row in rows_of(self.metrics, _MEASURED) if row[0] in self.metrics]
+        more = [(text, shown(self.metrics[key], kind)) for key, text, kind in measured]
+        more += [(f"not {name}", reason) for name, reason in self.others.items()]
         more += [("warning", text) for text in self.warnings]
         lines = [(text, value) for text, value in [*rows.items(), *more] if value]
         return listed(name, lines)
@@ -171,5 +168,5 @@ def _measure(plan: Plan, clone: Clone, result: Compatibility) -> None:
     module, insertion = outline.module.to("meta", torch.float32), plan.adapter.insertion
     image = torch.empty(1, *plan.given.input_size, device="meta")
     result.bytes, result.download = outline.bytes, outline.download
-    result.parameters = sum(parameter.numel() for part in (module, outline.gate) for parameter in part.parameters())
+    result.parameters = parameters(module) + parameters(outline.gate)
     result.macs = macs(module, image if insertion.name == INPUT else empty(insertion, device="meta"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any, cast
@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from pnc_hub import fusion
 from pnc_hub.artifact import files
-from pnc_hub.artifact.config import AdapterConfig
-from pnc_hub.errors import InsertionPointError
+from pnc_hub.artifact.probe import enlarge
+from pnc_hub.attachment.plan import Plan, feature_error
+from pnc_hub.errors import InsertionPointError, ProbeError, TargetError
 from pnc_hub.hub.clone import Clone
 from pnc_hub.models.insertion import INPUT
-from pnc_hub.models.preprocess import Preprocess
 from pnc_hub.models.tensors import tensors_of
 from pnc_hub.module import CloneModule, Gate
+
+# Relative error of the target's feature beyond which its weights or its structure are others; by size of its dtype.
+FEATURE_TOLERANCE = {8: 1e-3, 4: 1e-3, 2: 0.1}
 
 Parts = tuple[CloneModule, Gate, torch.device, torch.dtype]
 
@@ -32,21 +35,12 @@ class JoinedClone:
     as long as it lives, as an optimizer needs them.
     """
 
-    def __init__(
-        self,
-        clone: Clone,
-        adapter: AdapterConfig,
-        given: Preprocess,
-        device: torch.device,
-        dtype: torch.dtype,
-        trainable: bool = False,
-    ) -> None:
-        """For features on ``device`` in ``dtype``, in the image convention ``given``."""
-        self.clone, self.adapter, self.given, self.trainable = clone, adapter, given, trainable
-        self.labels, self.insertion = clone.labels, adapter.insertion
+    def __init__(self, clone: Clone, plan: Plan, trainable: bool = False) -> None:
+        self.clone, self.adapter, self.given, self.trainable = clone, plan.adapter, plan.given, trainable
+        self.labels, self.insertion = clone.labels, plan.adapter.insertion
         self.fired = False  # whether a pass has used it
         self.attachment: Any = None  # what stands for it outside
-        self._parts = self._built(device, dtype)
+        self._parts = self._built(plan.device, plan.dtype)
 
     def __repr__(self) -> str:
         return repr(self.attachment)
@@ -110,6 +104,50 @@ class JoinedClone:
             adapter.metrics, adapter.series = {}, {}
             clone.refresh_probe(adapter)
         return clone
+
+    def verify(self, model: nn.Module, end: int, run_as: Callable[[Tensor], Tensor]) -> float:
+        """Check that target and clone answer the probe as recorded, and that ``run_as`` answers an image as ``model`` does.
+
+        ``model`` is the target in eval mode; the clone's logits end at column ``end`` of its output.
+
+        Returns:
+            The largest absolute difference from the probe's expected logits.
+
+        Raises:
+            ProbeError: one of them does not.
+        """
+        kind, insertion, size = type(model).__name__, self.adapter.insertion.name, self.given.input_size
+        difference = self.clone.run_probe(self.adapter)
+        reference = next(model.parameters(), torch.zeros(()))
+        error = feature_error(model, self.clone, self.adapter, size)
+        if not error <= FEATURE_TOLERANCE.get(reference.element_size(), FEATURE_TOLERANCE[2]):
+            raise ProbeError(
+                f"{kind} answers the probe at {insertion!r} with another feature than the target that the clone was made for"
+                f" (relative error {error:.2g}): its weights or its structure are others. Load those weights, or have an"
+                " adapter made for this model."
+            )
+        shipped = self.clone.probe(self.adapter)["image"][:1]
+        image = enlarge(shipped if shipped.shape[1] == size[0] else shipped.mean(1, keepdim=True), size)
+        image = image.expand(-1, size[0], -1, -1).to(reference)
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                expected = model(image)
+            found = run_as(image)
+        except TargetError as error:
+            raise ProbeError(str(error)) from error
+        if not bool(expected[:, end - len(self.clone.labels) : end].isfinite().all()):
+            raise ProbeError(
+                f"the clone has no answer to its probe in {str(expected.dtype).removeprefix('torch.')}: it overflows. Convert"
+                " the model to bfloat16 or float32"
+            )
+        complete = expected.shape[1] >= end and found.shape == expected.shape
+        if not complete or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2):
+            raise ProbeError(
+                f"the callable returns {list(found.shape)} and does not carry the clone's logits: it was compiled or captured"
+                " before the clone was attached, or its forward was exchanged since. Attach first, or call"
+                " torch.compiler.reset()."
+            )
+        return difference
 
     def _moved(self, device: torch.device) -> Parts:
         module, gate, _, dtype = self._parts

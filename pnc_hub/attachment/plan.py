@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pnc_hub.artifact.config import AdapterConfig
 from pnc_hub.artifact.contents import Contents
+from pnc_hub.artifact.probe import enlarge
 from pnc_hub.attachment.hooks import hooks_of
-from pnc_hub.attachment.probing import feature_error
 from pnc_hub.errors import (
     ClassCollisionError,
     FingerprintMismatchError,
@@ -22,6 +22,7 @@ from pnc_hub.errors import (
     TargetError,
 )
 from pnc_hub.models.classifier import as_classifier, pretrained_cfg
+from pnc_hub.models.features import read
 from pnc_hub.models.fingerprint import matches
 from pnc_hub.models.insertion import INPUT, is_grid
 from pnc_hub.models.labels import class_names, same_label
@@ -82,11 +83,7 @@ class Target:
         self._digests: dict[str, bytes] = {}
 
     def plan(self, contents: Contents, *, on_mismatch: str = "error") -> Plan:
-        """Settle how ``contents`` would be joined to the model.
-
-        Args:
-            contents: the clone.
-            on_mismatch: ``"error"``, or ``"warn"`` to use an adapter that was made for other weights of this architecture.
+        """Settle how ``contents`` would be joined to the model; ``on_mismatch`` is as for ``attach``.
 
         Raises:
             FingerprintMismatchError: there is no adapter for this model, and none that is universal.
@@ -95,8 +92,7 @@ class Target:
         adapter, warning = self._choose(contents, contents.config.adapters, on_mismatch)
         near = self.model.get_submodule("" if adapter.insertion.name == INPUT else adapter.insertion.name)
         weight = next(near.parameters(), next(self.model.parameters(), torch.zeros(())))
-        collisions = self._collisions(contents.labels)
-        warnings = () if warning is None else (warning,)
+        warnings, collisions = (warning,) if warning else (), self._collisions(contents.labels)
         return Plan(self.model, adapter, self.given, weight.device, weight.dtype, collisions, warnings)
 
     def reasons(self, contents: Contents) -> dict[str, str]:
@@ -131,9 +127,8 @@ class Target:
 
     def _collisions(self, labels: Sequence[str]) -> dict[str, str]:
         """Those of ``labels`` that are there already, and what has them."""
-        present = {
-            same_label(name): "the model" for names in class_names(self.model, self.width) or () for name in names
-        }
+        known = class_names(self.model, self.width) or ()
+        present = {same_label(name): "the model" for names in known for name in names}
         for member in self.hooks.members if self.hooks else ():
             present.update((same_label(label), repr(member)) for label in member.labels)
         return {label: present[same_label(label)] for label in labels if same_label(label) in present}
@@ -229,3 +224,23 @@ def _is_sharded(model: nn.Module) -> bool:
 
     sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
     return sharded or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+@torch.inference_mode()
+def feature_error(model: nn.Module, contents: Contents, adapter: AdapterConfig, size: tuple[int, ...]) -> float:
+    """Relative error of the target's feature on the probe; 0 for an adapter at the input, which reads no feature.
+
+    ``model`` is the target in eval mode, ``size`` (C, H, W) that of its images; ``adapter`` is one of the clone's.
+    """
+    if adapter.insertion.name == INPUT:
+        return 0.0
+    shipped, name = contents.probe(adapter), adapter.insertion.name
+    if shipped["image"].shape[1] != size[0]:
+        return float("inf")
+    image = enlarge(shipped["image"], size).to(next(model.parameters(), torch.zeros(())))
+    with torch.compiler.set_stance("force_eager"):  # a compiled graph would not see the hook
+        _, features = read(model, image, [name], stop=True)
+    found, wanted = features.get(name), shipped["feature"]
+    if found is None or found.shape != wanted.shape:
+        return float("inf")
+    return float((found.float().cpu() - wanted).norm() / wanted.norm().clamp_min(1e-12))

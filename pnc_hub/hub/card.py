@@ -104,16 +104,8 @@ def _drawings(config: CloneConfig) -> dict[str, figures.Drawing]:
 
 def _body(config: CloneConfig, repo_id: str) -> str:
     drawn = _drawings(config)
-    parts = [
-        _adds(config),
-        _attaching(config, repo_id),
-        _measured(config, drawn),
-        _fits(config, drawn),
-        _origin(config),
-        _files(config),
-        f"Written by pnc_hub {config.pnc_hub_version}.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    use = (_adds(config), _attaching(config, repo_id), _measured(config, drawn), _fits(config, drawn))
+    return "\n\n".join([*use, _origin(config), _files(config), f"Written by pnc_hub {config.pnc_hub_version}.\n"])
 
 
 def _adds(config: CloneConfig) -> str:
@@ -205,11 +197,10 @@ labels: for them "as the source" is the share of images of cloned classes that a
 
 def _origin(config: CloneConfig) -> str:
     source = config.source
-    targets = [adapter for adapter in config.adapters if adapter.target is not None]
     rows = [("source", _text(source.hub_id or source.architecture), _text(source.license))]
     rows += [
         ("target", _text(adapter.target.hub_id or adapter.target.architecture or adapter.name), _license_of(adapter))
-        for adapter in targets
+        for adapter in config.adapters
         if adapter.target is not None
     ]
     named = ", ".join(map(_text, _datasets(config))) or "not named by the publisher"

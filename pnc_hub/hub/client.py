@@ -85,23 +85,22 @@ def _explanation(error: BaseException) -> tuple[type[ArtifactError], str]:
         if kind.__name__ in _EXPLAINED:
             refused = kind.__name__ in ("GatedRepoError", "DisabledRepoError")
             return HubError if refused else CloneNotFoundError, _EXPLAINED[kind.__name__]
-    return HubError, _failure(error)
-
-
-def _failure(error: BaseException) -> str:
-    """What else went wrong, and what to do about it."""
-    said = first_line(error)
-    number = getattr(error, "errno", None)
+    said, number = first_line(error), getattr(error, "errno", None)
     if number is not None:
         state = "is full" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "cannot be written"
-        return f"the cache {state} ({said}): make room or give leave, or name another folder with cache_dir="
-    remedy = {
+        remedy = "make room or give leave, or name another folder with cache_dir="
+        return HubError, f"the cache {state} ({said}): {remedy}"
+    remedies = {
         401: "log in again (hf auth login), or pass token=False for a public clone",
         403: "ask its owner for access, or log in with another account (hf auth login)",
         429: "it limits how often it is asked: wait, and log in to be allowed more (hf auth login)",
     }
-    status: Any = getattr(getattr(error, "response", None), "status_code", None)
-    return f"the Hub did not deliver it ({said}); {remedy.get(status, 'try again later')}"
+    return HubError, f"the Hub did not deliver it ({said}); {remedies.get(status(error), 'try again later')}"
+
+
+def status(error: BaseException) -> Any:
+    """The status code with which the Hub answered; None where it did not."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def first_line(error: BaseException) -> str:

@@ -13,12 +13,12 @@ from pnc_hub.artifact.config import CloneConfig
 from pnc_hub.artifact.contents import Contents
 from pnc_hub.artifact.storage import Folder, Storage, is_replaceable, put
 from pnc_hub.errors import CloneNotFoundError, PublishError
+from pnc_hub.hub import card, download, publishing
 from pnc_hub.hub.lock import Lock, find
+from pnc_hub.report import Report, ShownPhoto
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
-
-    from pnc_hub.report import Report, ShownPhoto
 
 
 class Clone(Contents):
@@ -42,8 +42,6 @@ class Clone(Contents):
     @property
     def report(self) -> Report:
         """What was measured when the clone was learned, for the first target that it was made for."""
-        from pnc_hub.report import Report
-
         return Report.of(self.config, self.photos)
 
     @classmethod
@@ -75,8 +73,6 @@ class Clone(Contents):
             FormatVersionError: written in a format that this version does not read.
             MalformedArtifactError: a file is damaged or not a clone's.
         """
-        from pnc_hub.hub import download
-
         name, at = download.split_revision(str(id_or_folder), revision)
         storage: Storage
         if os.path.isdir(id_or_folder):  # Path.is_dir raises where it may not look, or where the name is too long
@@ -109,8 +105,6 @@ class Clone(Contents):
         Raises:
             PublishError: ``folder`` holds other files than a clone's, or cannot be written.
         """
-        from pnc_hub.hub import card
-
         folder = Path(folder).resolve()
         self.load()
         config, written = self.serialized()
@@ -156,8 +150,6 @@ class Clone(Contents):
             PublishError: the Hub refused or failed, another publisher came first with something else, or the repository
                 holds another library's model; what it holds is complete.
         """
-        from pnc_hub.hub import card, publishing
-
         config = card.with_datasets(self.config, datasets) if datasets else self.config
         clone, title = (
             Contents(config, self.tensors, storage=self.storage),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from pnc_hub.artifact.files import Header
 from pnc_hub.artifact.storage import Storage
 from pnc_hub.errors import CloneNotFoundError, IntegrityError, MalformedArtifactError
 from pnc_hub.hub.client import api, explained, retried
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _FIRST = 16 << 10  # bytes; the headers of most clones are shorter
 _OTHER_ON_RECORD = f"the Hub has another sha256 on record than {files.CONFIG}"
@@ -149,7 +146,7 @@ class Hub(Storage):
         """Its path in the cache, if it may be taken from there."""
         from huggingface_hub import try_to_load_from_cache
 
-        settled = self.options.get("local_files_only") or COMMIT.fullmatch(revision or "")
+        settled = self.options.get("local_files_only") or checks.passes(checks.commit, revision)
         if not settled or self.options.get("force_download"):
             return None
         path = try_to_load_from_cache(self.name, file, self.options.get("cache_dir"), revision)
@@ -182,7 +179,7 @@ def _digest_like(content: bytes, recorded: str) -> str:
     """The digest of ``content`` of the kind that the Hub records: sha256 of large files, git's sha1 of others."""
     if len(recorded) == 64:
         return hashlib.sha256(content).hexdigest()
-    if COMMIT.fullmatch(recorded):
+    if checks.passes(checks.commit, recorded):
         return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     return recorded
 

@@ -20,7 +20,6 @@ from typing import Any
 from pnc_hub.artifact import checks, files
 from pnc_hub.artifact.contents import Contents
 from pnc_hub.errors import ArtifactError, LockError
-from pnc_hub.hub import download
 
 FILE = "pnc-hub.lock"
 
@@ -50,7 +49,7 @@ class Pin:
         """The revision to read where ``revision`` was asked for: the commit itself, if nothing else was."""
         if revision is None:
             return self.revision
-        if download.COMMIT.fullmatch(revision) and revision != self.revision:
+        if checks.passes(checks.commit, revision) and revision != self.revision:
             raise self._refusal(f"commit {self.revision} is locked", revision)
         return revision
 
@@ -93,20 +92,15 @@ def write(*clones: Contents, path: str | Path = FILE) -> Path:
     pins = [Pin.of(clone, path) for clone in clones]
     try:
         with _alone(path):
-            held = read(path) if path.exists() else {}
-            _put(path, held | {pin.repo_id: pin for pin in pins})
+            locked = (read(path) if path.exists() else {}) | {pin.repo_id: pin for pin in pins}
+            entries = {name: {"revision": pin.revision, "files": pin.files} for name, pin in sorted(locked.items())}
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+                new = Path(folder) / path.name
+                new.write_bytes(files.json_bytes(entries))
+                os.replace(new, path)
     except OSError as error:
         raise LockError(f"it cannot be written ({error}); nothing was changed", file=str(path)) from error
     return path
-
-
-def _put(path: Path, pins: dict[str, Pin]) -> None:
-    """Replace the file, whole or not at all."""
-    entries = {name: {"revision": pin.revision, "files": pin.files} for name, pin in sorted(pins.items())}
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        new = Path(folder) / path.name
-        new.write_bytes(files.json_bytes(entries))
-        os.replace(new, path)
 
 
 @contextmanager
@@ -115,15 +109,12 @@ def _alone(path: Path) -> Iterator[None]:
     from huggingface_hub.utils import WeakFileLock
 
     digest = hashlib.sha256(f"{getpass.getuser()} {path}".encode()).hexdigest()
-    with WeakFileLock(Path(tempfile.gettempdir()) / f"pnc-hub-{digest[:32]}.lock"):
+    with WeakFileLock(Path(tempfile.gettempdir(), f"pnc-hub-{digest[:32]}.lock")):
         yield
 
 
 def read(lock: Lock) -> dict[str, Pin]:
-    """The pins of a lock by id.
-
-    Args:
-        lock: a file, or what such a file holds.
+    """The pins by id of ``lock``, a file or what such a file holds.
 
     Raises:
         LockError: it is no lock.
@@ -139,11 +130,7 @@ def read(lock: Lock) -> dict[str, Pin]:
 
 
 def find(lock: Lock, origin: str | Path | None) -> Pin:
-    """The pin of a clone.
-
-    Args:
-        lock: a file, or what such a file holds.
-        origin: its Hub id, or its folder as a ``Path``.
+    """The pin in ``lock`` of the clone from ``origin``: its Hub id, or its folder as a ``Path``.
 
     Raises:
         LockError: there is none, or it is no lock.

@@ -37,10 +37,6 @@ class _Published:
         entries = self.clone.config.adapters if self.clone else []
         return {entry.name: entry for entry in entries if entry.file in self.names}
 
-    def recorded(self) -> dict[str, tuple[AdapterConfig, str | None]]:
-        """The same, each with the sha256 of its file."""
-        return _recorded(self.clone.config, self.adapters().values()) if self.clone else {}
-
 
 def push(
     clone: Contents,
@@ -69,7 +65,8 @@ def push(
             # then finds nothing to change.
             return client.retried(
                 lambda: publication.commit(create_pr, message),
-                lambda error: not create_pr and (_is_overtaken(error) or client.is_transient(error)),
+                # 412: there is a newer commit than the one that was looked at
+                lambda error: not create_pr and (client.status(error) == 412 or client.is_transient(error)),
             )
         except PublishError:
             raise
@@ -136,9 +133,8 @@ class _Publication:
     def outcome(self, error: Exception) -> str:
         """What became of the publication that ``error`` ended, and what to do."""
         said = client.first_line(error)
-        status = getattr(getattr(error, "response", None), "status_code", None)
         remedy = "Try again; what has been uploaded is not uploaded twice."
-        if status in (401, 403, 404):
+        if client.status(error) in (401, 403, 404):
             remedy = "Check the name and the branch, and that you are logged in with write access (hf auth login)."
         try:
             as_before = self.seen is None or self._head() == self.seen.commit
@@ -179,11 +175,10 @@ class _Publication:
 
     def _check_nothing_is_lost(self, before: _Published, now: _Published) -> None:
         """Raise ``PublishError`` if what was published since ``before`` would be overwritten with something else."""
-        old, new = before.recorded(), now.recorded()
-        own = _recorded(self.config, self.config.adapters)
-        unchanged = before.clone is not None and now.clone is not None and now.clone.config == before.clone.config
-        if now.clone is None or unchanged:
+        if now.clone is None or (before.clone is not None and now.clone.config == before.clone.config):
             return
+        own, new = _recorded(self.config, self.config.adapters), _recorded(now.clone.config, now.adapters().values())
+        old = _recorded(before.clone.config, before.adapters().values()) if before.clone else {}
         overwritten = [name for name in new if name in own and new[name] not in (own[name], old.get(name))]
         if overwritten or not _is_same_module(self.config, now.clone.config):
             what = f"adapter {overwritten[0]!r}" if overwritten else "another clone"
@@ -231,8 +226,3 @@ def _is_same_module(one: CloneConfig, other: CloneConfig) -> bool:
         and all(getattr(one.source, part) == getattr(other.source, part) for part in source)
         and all(one.files[file] == other.files[file] for file in both)
     )
-
-
-def _is_overtaken(error: Exception) -> bool:
-    """Whether the Hub refused because there is a newer commit than the one that was looked at."""
-    return getattr(getattr(error, "response", None), "status_code", None) == 412

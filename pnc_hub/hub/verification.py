@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +93,14 @@ def verify(
     described = f"{len(clone.labels)} classes of {config.source.architecture}, cut after {config.cut}"
     findings = [Finding(files.CONFIG, OK, described)]
     reader = _Reader(clone)
-    for adapter in config.adapters:
-        findings.extend(reader.check(adapter))
-    sound = all(finding.outcome == OK for finding in [*findings, *reader.findings.values()])
-    findings[1:1] = reader.findings.values()
-    findings += _probed(clone) if sound else [Finding("probes", UNCHECKED, "something before has failed")]
-    return Verification(
-        clone.repo_id, clone.revision, (*findings, *_unchecked(clone, {files.CONFIG, *reader.findings}))
-    )
+    wrong = [finding for adapter in config.adapters if (finding := reader.check(adapter)).outcome == FAILED]
+    findings += [*reader.findings.values(), *wrong]
+    if all(finding.outcome == OK for finding in findings):
+        findings += [_probed(clone, adapter) for adapter in config.adapters]
+    else:
+        findings.append(Finding("probes", UNCHECKED, "something before has failed"))
+    findings += _unchecked(clone, {files.CONFIG, *reader.findings})
+    return Verification(clone.repo_id, clone.revision, tuple(findings))
 
 
 class _Reader:
@@ -112,40 +112,41 @@ class _Reader:
 
     def __call__(self, file: str, expected: dict[str, files.TensorSpec]) -> dict[str, Tensor]:
         """As the ``read`` of ``pnc_hub.artifact.assembly.assemble``."""
-        try:
+
+        def described() -> str:
             tensors = self.clone.read(file, expected)
-        except HubError:
-            raise
-        except ArtifactError as error:
-            self.findings[file] = Finding(file, FAILED, error.reason)
-            return files.without_memory(expected)
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        self.findings[file] = Finding(file, OK, f"{len(tensors)} tensors of {size:,} bytes, as recorded, all finite")
-        return tensors
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            return f"{len(tensors)} tensors of {size:,} bytes, as recorded, all finite"
 
-    def check(self, adapter: AdapterConfig) -> Iterator[Finding]:
-        """Read what ``adapter`` needs; what is wrong beyond single files is yielded."""
-        try:
+        finding = self.findings[file] = _found(file, described)
+        return self.clone.tensors[file] if finding.outcome == OK else files.without_memory(expected)
+
+    def check(self, adapter: AdapterConfig) -> Finding:
+        """Read what ``adapter`` needs; what is found is what is wrong beyond single files."""
+
+        def described() -> str:
             assemble(self.clone.config, adapter, self.clone.config.preprocess, self)
-        except HubError:
-            raise
-        except ArtifactError as error:
-            yield Finding(f"adapter {adapter.name}", FAILED, error.reason)
+            return "it can be put together"
+
+        return _found(f"adapter {adapter.name}", described)
 
 
-def _probed(clone: Clone) -> Iterator[Finding]:
-    """Run the probe of each adapter through the source's layers, rebuilt: on a feature, or on images where all are there."""
-    for adapter in clone.config.adapters:
-        through = "from image to logits" if adapter.insertion.name == INPUT else "from feature to logits"
-        try:
-            difference = clone.run_probe(adapter)
-        except HubError:
-            raise
-        except (ArtifactError, ProbeError) as error:
-            reason = error.reason if isinstance(error, ArtifactError) else str(error)
-            yield Finding(f"probe of {adapter.name}", FAILED, reason)
-        else:
-            yield Finding(f"probe of {adapter.name}", OK, f"{through}, within {difference:.1g} of what is recorded")
+def _found(subject: str, described: Callable[[], str]) -> Finding:
+    """What ``described`` returns, or the error of the artifact that it raises; one of the Hub goes on."""
+    try:
+        return Finding(subject, OK, described())
+    except HubError:
+        raise
+    except (ArtifactError, ProbeError) as error:
+        return Finding(subject, FAILED, error.reason if isinstance(error, ArtifactError) else str(error))
+
+
+def _probed(clone: Clone, adapter: AdapterConfig) -> Finding:
+    """Run the probe through the source's layers, rebuilt: on a feature, or on images where all layers are there."""
+    through = "from image to logits" if adapter.insertion.name == INPUT else "from feature to logits"
+    return _found(
+        f"probe of {adapter.name}", lambda: f"{through}, within {clone.run_probe(adapter):.1g} of what is recorded"
+    )
 
 
 def _unchecked(clone: Clone, checked: set[str]) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from common import LABELS, images, tiny_clone, tiny_model
 
 import pnc_hub
 from pnc_hub.artifact import probe
-from pnc_hub.attachment import probing
+from pnc_hub.attachment.plan import feature_error
 from pnc_hub.errors import ProbeError
 
 
@@ -46,7 +46,7 @@ def test_the_probe_is_the_same_wherever_it_is_made():
 def test_running_it_leaves_no_hook_behind(clone):
     model = tiny_model("resnet")
     adapter = clone.config.adapters[0]
-    assert probing.feature_error(model, clone, adapter, (3, 32, 32)) < 1e-6
+    assert feature_error(model, clone, adapter, (3, 32, 32)) < 1e-6
     assert not any(module._forward_hooks for module in model.modules())
 
 
