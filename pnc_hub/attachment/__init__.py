@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,8 @@ class Attachment:
     def disabled(self) -> Iterator[None]:
         """Within the block the model answers as if this clone were not attached."""
         joined, on_model = self._joined, self._hooks
-        if joined is None or on_model is None:
+        with on_model.without(joined) if on_model is not None and joined is not None else nullcontext():
             yield
-            return
-        on_model.mute(joined)
-        try:
-            yield
-        finally:
-            on_model.unmute(joined)
 
     def verify(self, callable: Callable[[Tensor], Tensor] | None = None) -> float:
         """Check that target and clone answer the probe as recorded, and that the clone answers where the model is run.

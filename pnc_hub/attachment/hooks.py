@@ -15,7 +15,8 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any
@@ -119,19 +120,20 @@ class Hooks:
                 self._uninstall()
             self._show_width()
 
-    def mute(self, member: Member) -> None:
-        """Leave ``member`` out of the passes that begin from here on."""
+    @contextmanager
+    def without(self, member: Member) -> Iterator[None]:
+        """Leave ``member`` out of the passes that begin within the block; such blocks may overlap."""
         with _LOCK:
             self.muted = (*self.muted, member)
             self._show_width()
-
-    def unmute(self, member: Member) -> None:
-        """Take back one ``mute``."""
-        with _LOCK:
-            at = self.muted.index(member)
-            self.muted = (*self.muted[:at], *self.muted[at + 1 :])
-            if self.members:
-                self._show_width()
+        try:
+            yield
+        finally:
+            with _LOCK:
+                at = self.muted.index(member)
+                self.muted = (*self.muted[:at], *self.muted[at + 1 :])
+                if self.members:
+                    self._show_width()
 
     def _show_width(self) -> None:
         """Let ``model.num_classes`` say how many columns the model returns."""

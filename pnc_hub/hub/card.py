@@ -129,10 +129,8 @@ def _attaching(config: CloneConfig, repo_id: str) -> str:
         model = f'timm.create_model("hf-hub:{target.hub_id}", pretrained=True).eval()'
     elif target is not None:  # the architecture's pretrained weights are another model
         made_for = f"{target.architecture or 'classifier'} with {classes(target.num_classes)}"
-        libraries, model = (
-            "pnc_hub",
-            f"...  # the {made_for} that this clone was made for; its weights are not on the Hub",
-        )
+        libraries = "pnc_hub"
+        model = f"...  # the {made_for} that this clone was made for; its weights are not on the Hub"
     return f"""## How to attach it
 
 ```python

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from pnc_hub.artifact.config import CloneConfig
 from pnc_hub.artifact.contents import Contents
 from pnc_hub.artifact.storage import Folder, Storage, is_replaceable, put
 from pnc_hub.errors import CloneNotFoundError, PublishError
@@ -24,6 +21,8 @@ if TYPE_CHECKING:
 class Clone(Contents):
     """What a source knows about some classes, ready to be attached to a target.
 
+    Made by ``pnc_hub.clone`` or ``Clone.from_pretrained``, not by hand.
+
     Attributes:
         config: the parsed ``config.json``.
         curve: one just learned knows the places it might have been inserted at, best first: ``insertion``, ``cut``, ``match``,
@@ -31,13 +30,8 @@ class Clone(Contents):
         photos: one just learned has some images whose answer it changed, for its report. Not stored.
     """
 
-    def __init__(
-        self, config: CloneConfig, tensors: dict[str, dict[str, Tensor]], *, storage: Storage | None = None
-    ) -> None:
-        """Made by ``pnc_hub.clone`` or ``Clone.from_pretrained``, not by hand."""
-        super().__init__(config, tensors, storage=storage)
-        self.curve: tuple[dict[str, Any], ...] = ()
-        self.photos: tuple[ShownPhoto, ...] = ()
+    curve: tuple[dict[str, Any], ...] = ()
+    photos: tuple[ShownPhoto, ...] = ()
 
     @property
     def report(self) -> Report:
