@@ -129,7 +129,5 @@ def _page(clone: Clone) -> str:
     ]
     for adapter in config.adapters:
         fits = "any timm classifier" if adapter.target is None else adapter.target.hub_id or adapter.target.architecture
-        rows.append(
-            (f"adapter {adapter.name}", f"{fits or 'a model without a name'}, read at {adapter.insertion.name}")
-        )
+        rows += [(f"adapter {adapter.name}", f"{fits or 'a model without a name'}, read at {adapter.insertion.name}")]
     return "\n".join([listed(name, rows), "", str(clone.report)])

@@ -129,8 +129,6 @@ def clone(
     data: str,
     output: Path,
     page: Path | None,
-    max_parameters: int | None,
-    max_macs: float | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -147,7 +145,7 @@ def clone(
 
     _check_writable(output, page)
     knows, receives = source.build(), target.build()
-    budget = {name: most for name, most in (("parameters", max_parameters), ("macs", max_macs)) if most is not None}
+    budget = _given({what: options.pop(f"max_{what}") for what in ("parameters", "macs")})
     given = {
         "budget": budget or None,
         "source_args": {**named_arguments(str(source.name)), **source.structure},

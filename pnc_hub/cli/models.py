@@ -124,15 +124,8 @@ def named(role: str, text: str, *, argument: bool = False, required: bool = True
         if argument
         else click.option(f"--{role}", required=required, metavar="NAME", help=text, shell_complete=completion.models)
     )
-    options = (
-        naming,
-        click.option(
-            f"--{weights}",
-            type=common.FILE,
-            help=f"Weights of the {role} on disk (.safetensors, .pth), if not timm's own.",
-        ),
-        _arguments(f"--{role}-args"),
-    )
+    on_disk = f"Weights of the {role} on disk (.safetensors, .pth), if not timm's own."
+    options = (naming, click.option(f"--{weights}", type=common.FILE, help=on_disk), _arguments(f"--{role}-args"))
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
