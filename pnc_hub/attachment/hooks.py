@@ -97,8 +97,10 @@ class Hooks:
         with _LOCK:
             try:
                 if name != INPUT and name not in self._readers:
-                    reader = partial(_read, self, name)
-                    self._readers[name] = self.model.get_submodule(name).register_forward_hook(reader)
+                    table = self.model.get_submodule(name)._forward_hooks
+                    # kept before the hook is in place: an interrupt between the two leaves none behind
+                    handle = self._readers[name] = RemovableHandle(table)
+                    table[handle.id] = partial(_read, self, name)
                 self.members = (*self.members, member)
                 if hooks_of(self.model) is not self:
                     self._install()

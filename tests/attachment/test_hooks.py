@@ -1,7 +1,9 @@
 """The hooks themselves: what they let in, what they leave out, and what they do when a pass is not an ordinary one."""
 
 import copy
+import sys
 from collections import OrderedDict
+from contextlib import suppress
 
 import pytest
 import torch
@@ -46,6 +48,48 @@ def test_images_that_are_none_are_refused_before_anything_runs(joined, batch, me
             call()
     assert torch.equal(model(images()), before)
     assert model.num_classes == width
+
+
+class AtLine:
+    """An interrupt before the n-th line of the hooks that is run; ``lines`` counts them."""
+
+    def __init__(self, at):
+        self.at, self.lines = at, 0
+
+    def __enter__(self):
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def trace(self, frame, event, _argument):
+        if not frame.f_code.co_filename.endswith("attachment/hooks.py"):
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.at:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self.trace
+
+
+def test_an_interrupt_at_any_line_of_joining_leaves_nothing_behind(pair):
+    model, clone = pair
+    layer = model.get_submodule(clone.config.adapters[0].insertion.name)
+
+    def state():
+        return sorted(vars(model)), model.num_classes, list(layer._forward_hooks)
+
+    before = state()
+    with AtLine(0) as counting:
+        pnc_hub.attach(model, clone).detach()
+    assert counting.lines > 20
+    for at in range(1, counting.lines + 1):
+        with AtLine(at), suppress(KeyboardInterrupt):
+            pnc_hub.attach(model, clone)
+        pnc_hub.detach(model)
+        assert state() == before, at
 
 
 def test_images_may_be_none_at_all_and_of_any_floating_dtype():
