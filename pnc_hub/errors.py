@@ -15,7 +15,7 @@ class PncHubError(Exception):
 
 
 class ArtifactError(PncHubError):
-    """An artifact can not be used; the model was not touched.
+    """An artifact cannot be used; the model was not touched.
 
     Attributes:
         reason: what is wrong, in one sentence.
@@ -57,13 +57,13 @@ def one_line(error: object, most: int = 300) -> str:
 
 
 class CloneNotFoundError(ArtifactError, FileNotFoundError):
-    """No clone at this id, folder or revision, or it can not be reached."""
+    """No clone at this id, folder or revision, or it cannot be reached."""
 
     code = "not_found"
 
 
 class MalformedArtifactError(ArtifactError, ValueError):
-    """A file of the artifact is missing, damaged, or says something that can not be true."""
+    """A file of the artifact is missing, damaged, or says something that cannot be true."""
 
     code = "malformed"
 
@@ -93,7 +93,7 @@ class HubError(ArtifactError):
 
 
 class TargetError(PncHubError):
-    """The model can not take a clone (its type, its head or its output)."""
+    """The model cannot take a clone (its type, its head or its output)."""
 
 
 class NoClassifierError(TargetError):
@@ -105,7 +105,7 @@ class FingerprintMismatchError(TargetError):
 
 
 class InsertionPointError(PncHubError, LookupError):
-    """The module named as insertion point or cut does not exist or can not serve as one."""
+    """The module named as insertion point or cut does not exist or cannot serve as one."""
 
 
 class ClassCollisionError(PncHubError, ValueError):
@@ -121,7 +121,7 @@ class ImageError(PncHubError, ValueError):
 
 
 class SourceError(PncHubError, ValueError):
-    """The source can not be cloned from (unknown classes, no single linear classifier, unknown arguments)."""
+    """The source cannot be cloned from (unknown classes, no single linear classifier, unknown arguments)."""
 
 
 class DataError(PncHubError, ValueError):

@@ -156,7 +156,7 @@ def test_shrinking_keeps_tuples():
 def test_tails_never_grow(source, shapes, attributes):
     tail = source.tail("layer3.0")
     before = {name: tensor.shape for name, tensor in tensors_of(tail).items()}, attributes_of(tail)
-    with pytest.raises(InsertionPointError, match="after the cut can not have"):
+    with pytest.raises(InsertionPointError, match="after the cut cannot have"):
         shrink(tail, shapes, attributes)
     assert ({name: tensor.shape for name, tensor in tensors_of(tail).items()}, attributes_of(tail)) == before
 

@@ -38,8 +38,8 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
         MalformedArtifactError: the configuration describes nothing that can be built.
     """
     source = rebuilt(config)
-    branch = _branch(config, source)
-    head = cast(nn.Linear, branch["head"])
+    pruned = _pruned(config, source)
+    head = cast(nn.Linear, pruned["head"])
     gate = Gate(head.in_features, device="meta")
     added = nn.ModuleDict({"gate": gate})
     cut, point, at_input = config.cut, adapter.insertion, adapter.insertion.name == INPUT
@@ -49,12 +49,12 @@ def assemble(config: CloneConfig, adapter: AdapterConfig, given: Preprocess, rea
     else:
         first = added["adapter"] = Adapter(point, source.point(cut), adapter.kernel, device="meta")
     _try(first, point, f"adapter {adapter.name!r}", source, cut, adapter.kernel)
-    _fill(branch, files.WEIGHTS, read)
+    _fill(pruned, files.WEIGHTS, read)
     _fill(added, adapter.file, read)
     if at_input:
         _fill(nn.ModuleDict({"trunk": first}), files.TRUNK, read)
         first = nn.Sequential(Reprocess(given, config.preprocess), first)
-    module = CloneModule(first, branch["tail"], head)
+    module = CloneModule(first, pruned["tail"], head)
     _check_numbers(module, point)
     return module.requires_grad_(False).eval(), gate.requires_grad_(False).eval()
 
@@ -112,7 +112,7 @@ def _fill(module: nn.ModuleDict, file: str, read: Read) -> None:
     put_tensors(module, read(file, files.specs(tensors_of(module).items())))
 
 
-def _branch(config: CloneConfig, source: Architecture) -> nn.ModuleDict:
+def _pruned(config: CloneConfig, source: Architecture) -> nn.ModuleDict:
     """{tail, head} on the meta device, with the shapes that the configuration records; they have run once."""
     if max(entry.source_index for entry in config.classes) >= source.num_classes:
         raise MalformedArtifactError(
@@ -120,14 +120,14 @@ def _branch(config: CloneConfig, source: Architecture) -> nn.ModuleDict:
         )
     cut, rows = config.cut, len(config.classes) + 1  # one row is for the reject logit
     head = nn.Linear(source.features, rows, device="meta", dtype=torch.float32)
-    branch = nn.ModuleDict({"tail": source.tail(cut), "head": head})
+    pruned = nn.ModuleDict({"tail": source.tail(cut), "head": head})
     try:
-        shrink(branch, config.tail.shapes, config.tail.attributes)
+        shrink(pruned, config.tail.shapes, config.tail.attributes)
     except InsertionPointError as error:
         raise MalformedArtifactError(f"{error!s:.500}", file=files.CONFIG) from None
-    tail = nn.Sequential(branch["tail"], branch["head"])
+    tail = nn.Sequential(pruned["tail"], pruned["head"])
     _try(tail, source.point(cut), "its tail", source, cut, rows, asdict(config.tail))
-    return branch
+    return pruned
 
 
 def _try(module: nn.Module, point: InsertionPoint, what: str, source: Architecture, *described: Any) -> None:

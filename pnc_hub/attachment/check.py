@@ -21,7 +21,7 @@ from pnc_hub.report.rows import PORTED_ROWS, ROWS, listed, rows_of, shown
 
 @dataclass
 class Compatibility:
-    """Whether and how a clone would attach to a model. What was not come to, because of a problem before, is None.
+    """Whether and how a clone would attach to a model. None stands for what was not examined because an earlier step failed.
 
     Attributes:
         labels: the classes that the clone adds.
@@ -88,7 +88,7 @@ class Compatibility:
         return listed(name, lines)
 
 
-# What the size of the module and the place of the insertion are is found out, not believed.
+# Sizes and the insertion point are worked out here; only accuracies are taken from the artifact.
 _ROWS = {row[0]: row for row in (*PORTED_ROWS, *ROWS)}
 _MEASURED = tuple(row for row in _ROWS.values() if row[2] == "percent" or row[0] == "auroc")
 

@@ -30,7 +30,7 @@ Parts = tuple[CloneModule, Gate, torch.device, torch.dtype]
 class JoinedClone:
     """The module and the gate of one attached clone. Copies and pickles hold the clone and build their own.
 
-    A frozen branch follows the device and the dtype of the features that come, built anew from the clone's own tensors, so
+    A frozen one follows the device and the dtype of the features that come, built anew from the clone's own tensors, so
     that no precision is lost on the way. A trainable one stays in float32 and moves: its parameters are the same objects for
     as long as it lives, as an optimizer needs them.
     """

@@ -12,7 +12,8 @@ from pnc_hub.artifact.storage import Folder, Storage, is_replaceable, put
 from pnc_hub.errors import CloneNotFoundError, PublishError
 from pnc_hub.hub import card, download, publishing
 from pnc_hub.hub.lock import Lock, find
-from pnc_hub.report import Report, ShownPhoto
+from pnc_hub.report import Report
+from pnc_hub.report.page import ShownPhoto
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

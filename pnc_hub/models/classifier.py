@@ -62,7 +62,7 @@ def without_classifier(model: nn.Module) -> tuple[nn.Module, int]:
     classifier = model.get_submodule(name) if name else None
     if not isinstance(classifier, (nn.Linear, nn.Conv2d)) or getattr(classifier, "kernel_size", (1, 1)) != (1, 1):
         raise SourceError(
-            f"{type(model).__name__} can not be a source: its classifier is"
+            f"{type(model).__name__} cannot be a source: its classifier is"
             f" {type(classifier).__name__ if classifier is not None else 'missing or not one layer'}, and cloning needs"
             " the rows of one linear (or 1x1 convolutional) layer. Use a model with a single classifier."
         )

@@ -57,7 +57,7 @@ def fingerprint(model: nn.Module, trunk: Iterable[str] | None = None) -> dict[st
 
     Args:
         model: the model; it is only read.
-        trunk: names of modules and parameters, as ``Skeleton.trunk`` lists them; the whole model if None.
+        trunk: names of modules and parameters, as ``Skeleton.trunk_names`` lists them; the whole model if None.
 
     Returns:
         dtype name -> hex sha256.
@@ -81,7 +81,7 @@ def matches(
     """Whether the trunk of ``model`` holds the weights that ``expected`` was taken of.
 
     Only the digest of the model's own dtype is computed; a model with mixed or other floating dtypes does not match, nor one
-    whose weights can not be read as they are (quantised, sharded). Weights that accelerate has offloaded are read where
+    whose weights cannot be read as they are (quantised, sharded). Weights that accelerate has offloaded are read where
     it keeps them.
 
     Args:

@@ -202,7 +202,7 @@ def _is_method(module: nn.Module, value: Any, attribute: str) -> bool:
 
 
 def _tensors_on(module: nn.Module) -> Iterator[Tensor]:
-    """Buffers, and what else a module keeps: some hold results of their last pass, which can not be copied otherwise."""
+    """Buffers, and what else a module keeps: some hold results of their last pass, which cannot be copied otherwise."""
     for value in vars(module).values():
         items = value.values() if isinstance(value, dict) else (value,)
         yield from (item for item in items if isinstance(item, Tensor))

@@ -120,7 +120,7 @@ def _constant(traced: Trace, node: fx.Node, graph: fx.Graph, feature: fx.Node) -
         return value
     if node.target is getattr and isinstance(traced.values[node.all_input_nodes[0]], Tensor):
         return graph.call_function(getattr, (feature, node.args[1]))
-    raise InsertionPointError(f"what follows a cut depends on {node.format_node()}, which can not be known there")
+    raise InsertionPointError(f"what follows a cut depends on {node.format_node()}, which cannot be known there")
 
 
 def _head_names(model: nn.Module) -> list[str]:

@@ -90,7 +90,7 @@ class Skeleton:
         paths, start = self._paths, self._node(name)
         if name != INPUT and start not in paths.unavoidable:
             raise InsertionPointError(
-                f"{type(self.model).__name__} can not be cut at {name!r}: there is another way from its image to its output."
+                f"{type(self.model).__name__} cannot be cut at {name!r}: there is another way from its image to its output."
                 " A clone can be inserted there, but none can be made of what follows."
             )
         return fx.GraphModule(model, paths.part(start, "feature", paths.output.args[0]))
@@ -115,7 +115,7 @@ class Skeleton:
             return Paths(self.model, trace(self.model, self.input_size, opened))
         except Exception as error:  # whatever the traced code raises
             raise InsertionPointError(
-                f"{type(self.model).__name__} has no interior insertion point: its forward pass can not be traced"
+                f"{type(self.model).__name__} has no interior insertion point: its forward pass cannot be traced"
                 f" ({type(error).__name__}: {error}). A clone with a universal adapter attaches at its input."
             ) from error
 
@@ -146,7 +146,7 @@ def insertion_points(model: nn.Module) -> tuple[InsertionPoint, ...]:
         The points in the order of a forward pass; the first is always ``"input"``.
 
     Raises:
-        InsertionPointError: no model, or its forward pass can not be traced.
+        InsertionPointError: no model, or its forward pass cannot be traced.
 
     Example:
         >>> import timm

@@ -16,7 +16,7 @@ WIDTH_ATTRIBUTES = (
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer, the non-persistent ones too: without them a tail on the meta device can not run."""
+    """Every parameter and buffer, the non-persistent ones too: without them a tail on the meta device cannot run."""
     return dict([*module.named_parameters(), *module.named_buffers()])
 
 
@@ -58,11 +58,11 @@ def shrink(module: nn.Module, shapes: dict[str, list[int]], attributes: dict[str
         full = tuple(tensors[name].shape) if name in tensors else None
         fits = full is not None and len(shape) == len(full)
         if not fits or not all(1 <= new <= old for new, old in zip(shape, full or (), strict=True)):
-            raise InsertionPointError(f"tensor {name!r} after the cut can not have shape {shape}; it has {full}")
+            raise InsertionPointError(f"tensor {name!r} after the cut cannot have shape {shape}; it has {full}")
     for name, values in attributes.items():
         widest = widths.get(name, {})
         if not widest or not all(1 <= value <= widest.get(attribute, 0) for attribute, value in values.items()):
-            raise InsertionPointError(f"layer {name!r} after the cut can not have the widths {values}; it has {widest}")
+            raise InsertionPointError(f"layer {name!r} after the cut cannot have the widths {values}; it has {widest}")
         layer = module.get_submodule(name)
         for attribute, value in values.items():
             setattr(layer, attribute, (value,) if isinstance(getattr(layer, attribute), tuple) else value)

@@ -197,7 +197,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Proxy(fx.Proxy):
-    """Stands for a node, and answers with its value where a plain proxy can not answer at all."""
+    """Stands for a node, and answers with its value where a plain proxy cannot answer at all."""
 
     tracer: _Tracer
 

@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pnc_hub.artifact.config import CloneConfig
+from pnc_hub.report.page import ShownPhoto, render
 from pnc_hub.report.rows import PORTED_ROWS, ROWS, classes, listed, number, others, written
-
-# What happened to a photo, in the order of the page.
-KINDS = {
-    "recognised": "Photos of new classes that are recognised now",
-    "mixed": "Photos of new classes that got another new class",
-    "missed": "Photos of new classes that the target still answers",
-    "diverted": "Photos of old classes that moved to a new class",
-}
-# Of the last kind, where no image of the target was seen but those of the source's other classes (regime R2).
-OTHERS = "Photos of other classes that got a new class"
-
-
-@dataclass(frozen=True)
-class ShownPhoto:
-    """One held-out image, before and after the clone, small: for the report of one just learned, never part of an artifact.
-
-    Attributes:
-        kind: one of ``KINDS``.
-        picture: a PNG or JPEG of at most 112 pixels.
-        shows: name of its class, or None where it is not known.
-        before: what the target alone answers, and its probability.
-        after: what the target answers with the clone attached, and its probability.
-    """
-
-    kind: str
-    picture: bytes
-    shows: str | None
-    before: tuple[str, float]
-    after: tuple[str, float]
-
-    @property
-    def uri(self) -> str:
-        """The picture as part of a page."""
-        kind = "png" if self.picture.startswith(b"\x89PNG") else "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(self.picture).decode()}"
 
 
 @dataclass(frozen=True)
@@ -101,10 +66,8 @@ class Report:
             >>> import pnc_hub
             >>> pnc_hub.Clone.from_pretrained("user/clone-birds").report.save("report.html")  # doctest: +SKIP
         """
-        from pnc_hub.report import page
-
         path = Path(path)
-        path.write_text(page.render(self), encoding="utf-8")
+        path.write_text(render(self.config, self.metrics, self.ported, self.photos), encoding="utf-8")
         return path
 
     def __getitem__(self, name: str) -> Any:

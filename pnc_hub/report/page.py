@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pnc_hub.report import KINDS, OTHERS, Report, figures, theme
+from pnc_hub.artifact.config import CloneConfig
+from pnc_hub.report import figures, theme
 from pnc_hub.report.rows import PORTED_ROWS, ROWS, number, others, shown, written
 
 if TYPE_CHECKING:
@@ -25,6 +28,42 @@ NIGHT = {
 MOST_NAMED = 12  # classes that are named in the heading; all are in the list
 
 
+# What happened to a photo, in the order of the page.
+KINDS = {
+    "recognised": "Photos of new classes that are recognised now",
+    "mixed": "Photos of new classes that got another new class",
+    "missed": "Photos of new classes that the target still answers",
+    "diverted": "Photos of old classes that moved to a new class",
+}
+# Of the last kind, where no image of the target was seen but those of the source's other classes (regime R2).
+OTHERS = "Photos of other classes that got a new class"
+
+
+@dataclass(frozen=True)
+class ShownPhoto:
+    """One held-out image, before and after the clone, small: for the report of one just learned, never part of an artifact.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        picture: a PNG or JPEG of at most 112 pixels.
+        shows: name of its class, or None where it is not known.
+        before: what the target alone answers, and its probability.
+        after: what the target answers with the clone attached, and its probability.
+    """
+
+    kind: str
+    picture: bytes
+    shows: str | None
+    before: tuple[str, float]
+    after: tuple[str, float]
+
+    @property
+    def uri(self) -> str:
+        """The picture as part of a page."""
+        kind = "png" if self.picture.startswith(b"\x89PNG") else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(self.picture).decode()}"
+
+
 class Tile(NamedTuple):
     """One number in large type."""
 
@@ -33,28 +72,30 @@ class Tile(NamedTuple):
     note: str
 
 
-def render(report: Report) -> str:
-    """The page."""
-    config, drawn = report.config, figures.can_draw()
+def render(
+    config: CloneConfig, metrics: Mapping[str, Any], ported: Mapping[str, Any], photos: Sequence[ShownPhoto]
+) -> str:
+    """The page of a clone with ``config``, see ``pnc_hub.report.Report``."""
+    drawn = figures.can_draw()
     drawings = [(drawing, drawing.svg() if drawn else None) for drawing in figures.drawings(config)]
     targets = [adapter.target for adapter in config.adapters if adapter.target is not None]
-    titles = {**KINDS, "diverted": OTHERS} if others(report.metrics) == "other" else KINDS
-    photos = [(title, [photo for photo in report.photos if photo.kind == kind]) for kind, title in titles.items()]
+    titles = {**KINDS, "diverted": OTHERS} if others(metrics) == "other" else KINDS
+    by_title = [(title, [photo for photo in photos if photo.kind == kind]) for kind, title in titles.items()]
     return _template().render(
-        labels=report.labels,
-        named=report.labels[:MOST_NAMED],
+        labels=config.labels,
+        named=config.labels[:MOST_NAMED],
         source=config.source.hub_id or config.source.architecture,
         target=next((target.hub_id or target.architecture for target in targets), None) or "a classifier",
-        tiles=_tiles(report.metrics, len(report.labels)),
-        restored=report.metrics.get("restored"),
-        held_out=[number(report.metrics, f"held_out.{side}") for side in ("new", "old")],
-        others=others(report.metrics),
+        tiles=_tiles(metrics, len(config.labels)),
+        restored=metrics.get("restored"),
+        held_out=[number(metrics, f"held_out.{side}") for side in ("new", "old")],
+        others=others(metrics),
         drawings=drawings,
         drawn=drawn,
-        photos=[(title, shown_photos) for title, shown_photos in photos if shown_photos],
-        rows=written(report.metrics, ROWS),
-        ported={name: written(metrics, PORTED_ROWS) for name, metrics in report.ported.items()},
-        regime=report.metrics.get("regime"),
+        photos=[(title, shown_photos) for title, shown_photos in by_title if shown_photos],
+        rows=written(metrics, ROWS),
+        ported={name: written(measured, PORTED_ROWS) for name, measured in ported.items()},
+        regime=metrics.get("regime"),
         version=config.pnc_hub_version,
         day=theme.COLOURS,
         night=NIGHT,

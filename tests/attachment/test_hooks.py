@@ -51,7 +51,7 @@ def test_images_that_are_none_are_refused_before_anything_runs(joined, batch, me
 
 
 class AtLine:
-    """An interrupt before the n-th line of the hooks that is run; ``lines`` counts them."""
+    """An interrupt before the n-th line that is run of the hooks, or of torch's where they go; ``lines`` counts them."""
 
     def __init__(self, at):
         self.at, self.lines = at, 0
@@ -64,9 +64,13 @@ class AtLine:
         sys.settrace(None)
 
     def trace(self, frame, event, _argument):
-        if not frame.f_code.co_filename.endswith("attachment/hooks.py"):
+        code = frame.f_code
+        if (
+            not code.co_filename.endswith(("attachment/hooks.py", "utils/hooks.py"))
+            and code.co_name != "register_forward_hook"
+        ):
             return None
-        if event == "line":
+        if event in ("line", "return"):
             self.lines += 1
             if self.lines == self.at:
                 sys.settrace(None)

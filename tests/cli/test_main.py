@@ -77,7 +77,7 @@ class TestErrors:
         [
             (["points", "no_such_model"], 1, "no_such_model"),
             (["points", "resnet18.no_such_tag"], 1, "no_such_tag"),
-            (["points", "picky"], 1, "can not be traced"),
+            (["points", "picky"], 1, "cannot be traced"),
             (["points"], 2, "Missing argument"),
             (["no-such-command"], 2, "No such command"),
             (["demo", "--seed", "x"], 2, "not a valid integer"),

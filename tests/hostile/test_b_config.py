@@ -1,4 +1,4 @@
-"""B: configurations that are no JSON, no configuration, or ask for what can not be built."""
+"""B: configurations that are no JSON, no configuration, or ask for what cannot be built."""
 
 import json
 from collections.abc import Callable

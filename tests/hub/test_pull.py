@@ -272,7 +272,7 @@ def attach_and_answer(repo: str, options: dict, start, answers) -> None:
 
 
 class Readable:
-    """A folder that can not be written within the block, not even by root, who gives up being that."""
+    """A folder that cannot be written within the block, not even by root, who gives up being that."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.is_root = folder, os.geteuid() == 0
@@ -295,5 +295,5 @@ class Readable:
 
 @pytest.fixture
 def readable() -> Iterator[Readable]:
-    with tempfile.TemporaryDirectory() as folder:  # other users can not enter that of pytest
+    with tempfile.TemporaryDirectory() as folder:  # other users cannot enter that of pytest
         yield Readable(Path(folder))

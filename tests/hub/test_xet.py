@@ -131,7 +131,7 @@ def xet(tmp_path_factory, saved_clone) -> Iterator[Xet]:
         with hf_xet.XetSession().new_upload_commit(endpoint=f"local://{folder / 'probe'}") as commit:
             commit.start_upload_bytes(b"0" * 100)
     except Exception as error:
-        pytest.skip(f"this hf_xet can not keep files in a folder: {error}")
+        pytest.skip(f"this hf_xet cannot keep files in a folder: {error}")
     with LoopbackHub(xet_store=folder / "store") as hub:
         process, token = Process(hub, folder / "home"), hub.add_user("alice")
         reply = process("publish", folder=str(saved_clone), repo="alice/birds", token=token)

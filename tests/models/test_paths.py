@@ -111,7 +111,7 @@ def test_where_there_are_two_branches_features_can_be_read_and_nothing_can_be_cu
     assert skeleton.trunk_names("third") == ["second", "third"]
     assert torch.equal(skeleton.trunk(model, "third")(images), model.third(model.second(images)))
     assert torch.equal(skeleton.tail(model, INPUT)(images), model(images))
-    with pytest.raises(InsertionPointError, match=r"Toy can not be cut at 'third': there is another way"):
+    with pytest.raises(InsertionPointError, match=r"Toy cannot be cut at 'third': there is another way"):
         skeleton.tail(model, "third")
 
 

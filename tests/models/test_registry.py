@@ -95,7 +95,7 @@ def test_points(architecture):
     assert skeleton.trunk_names(middle)
     assert set(skeleton.trunk_names(middle)) <= {*tensors, *(name for name, _ in model.named_modules())}
     if architecture in READ_ONLY:
-        with pytest.raises(InsertionPointError, match="can not be cut"):
+        with pytest.raises(InsertionPointError, match="cannot be cut"):
             skeleton.tail(model, middle)
     else:
         skeleton.tail(model, middle)

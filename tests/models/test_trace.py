@@ -38,7 +38,7 @@ class Pair(nn.Module):
 
 
 class Moody(nn.Module):
-    """Returns a pair, and can not be looked into."""
+    """Returns a pair, and cannot be looked into."""
 
     def forward(self, x):
         if x.sum().numel() and x.shape[0] > 1:

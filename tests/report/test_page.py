@@ -16,7 +16,8 @@ from PIL import Image
 
 from pnc_hub.artifact.config import CloneConfig
 from pnc_hub.hub.clone import Clone
-from pnc_hub.report import KINDS, OTHERS, ShownPhoto, figures, page
+from pnc_hub.report import Report, figures, page
+from pnc_hub.report.page import KINDS, OTHERS, ShownPhoto
 from pnc_hub.report.rows import ROWS
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
@@ -87,8 +88,12 @@ class Parsed(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
+def rendered(report: Report) -> str:
+    return page.render(report.config, report.metrics, report.ported, report.photos)
+
+
 def read(report) -> Parsed:
-    return Parsed(page.render(report))
+    return Parsed(rendered(report))
 
 
 def test_it_is_written_where_it_is_asked_to(undrawn, clone, tmp_path):
@@ -124,7 +129,7 @@ def whole(described) -> str:
     """The page with everything on it, figures and photos."""
     clone = Clone(CloneConfig.from_dict(json.loads(json.dumps(described))), {})
     clone.photos = photos()
-    return page.render(clone.report)
+    return rendered(clone.report)
 
 
 def test_it_is_whole(whole):
@@ -286,7 +291,7 @@ def seen(described, tmp_path_factory) -> dict:
     clone = Clone(CloneConfig.from_dict(json.loads(json.dumps(described))), {})
     clone.config.classes[0].label, clone.config.classes[1].label = "a" * 200, "日本語 the " + "very " * 20 + "long"
     vars(clone)["photos"] = photos(("b" * 120, "c d " * 30))
-    text = html.escape(page.render(clone.report))
+    text = html.escape(rendered(clone.report))
     frames = (
         f'<iframe id="{name}" style="border:0;width:{width}px;height:900px;color-scheme:{scheme}" srcdoc="{text}"></iframe>'
         for name, (width, scheme) in SHAPES.items()

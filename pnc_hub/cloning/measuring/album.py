@@ -16,7 +16,7 @@ from pnc_hub.cloning.images.data import class_names
 from pnc_hub.models import labels as names_of_models
 from pnc_hub.models.classifier import as_classifier
 from pnc_hub.models.preprocess import Preprocess
-from pnc_hub.report import KINDS, ShownPhoto
+from pnc_hub.report.page import KINDS, ShownPhoto
 
 MOST, MOST_OF_A_CLASS = 8, 2  # of each kind, in each process until they are put together
 SIDE = 112  # pixels

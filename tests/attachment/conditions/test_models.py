@@ -58,7 +58,7 @@ def test_two_heads(name, at):
 
 @pytest.mark.parametrize("name", ["levit", "efficientformer"])
 def test_a_model_that_keeps_tensors_of_its_last_pass(name):
-    """They cache attention biases, which can not be copied once they have a gradient."""
+    """They cache attention biases, which cannot be copied once they have a gradient."""
     architecture, arguments, side = TWO_HEADS[name]
     model, batch = small(architecture, side=side, **arguments), images(side=side)
     clone = clone_for(model, "interior")
