@@ -45,7 +45,7 @@ def eagerly(model, batch):
     ("way", "called"),
     [
         ("torch.compile", True),
-        ("model.compile", True),
+        pytest.param("model.compile", True, marks=pytest.mark.slow),
         pytest.param("torch.compile", False, marks=pytest.mark.slow),
         pytest.param("model.compile", False, marks=pytest.mark.slow),
     ],

@@ -124,6 +124,7 @@ def test_images_of_the_cloned_classes_alone_promise_nothing_of_others(made, vit)
     assert (metrics["diverted"], metrics["auroc"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(made, once, vit, tmp_path):
     torch.manual_seed(1)
     first = digests(once.save_pretrained(tmp_path / "first"))

@@ -187,6 +187,7 @@ def test_parts_of_a_pass_count(networks, module):
     assert state_digest(module) == before
 
 
+@pytest.mark.slow
 def test_the_generator_decides(networks, module):
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     ends = []

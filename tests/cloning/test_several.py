@@ -42,10 +42,10 @@ def two(target, closed):
     )
 
 
-@pytest.fixture(scope="module")
-def searched(source, target):
-    """Looked for everywhere, pruned, refined."""
-    return learn(source, target, insertion=None, cut=None, keep=0.5)
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.slow)], ids=["closed form", "refined"])
+def searched(source, target, request):
+    """Looked for everywhere, pruned, and refined."""
+    return learn(source, target, insertion=None, cut=None, keep=0.5, epochs=request.param)
 
 
 def alone(target, clone):

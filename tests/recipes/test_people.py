@@ -117,6 +117,7 @@ class TestNetworks:
 
 
 class TestOwnPhotos:
+    @pytest.mark.slow  # .ci/recipes runs it as well
     def test_two_folders_become_a_clone_that_is_attached(self, tmp_path, folders, capsys):
         names = saved(tmp_path / "source", "resnet", seed=1), saved(tmp_path / "target", "convnext")
         options = "--source", names[0], "--target", names[1]

@@ -30,6 +30,7 @@ def test_export(family, at):
     assert_close(exported(images()), joined.together)
 
 
+@pytest.mark.slow
 def test_export_through_the_tracer_of_bytecode():
     joined = join("vit", "interior")
     exported = torch.export.export(joined.model, (images(),), strict=True).module()
