@@ -6,8 +6,8 @@ so. Features are copied when they appear, and turned into logits when the pass e
 what happens in between.
 
 A model that is run in its two steps, ``forward_head(forward_features(x))``, answers with its clones as well. ``forward`` of
-every classifier in timm calls both, and within a pass they are a part of it. So the clones also answer where somebody puts
-``forward`` back to what it was before they came, as accelerate does when it takes its own stand-in away.
+every classifier in timm calls both, and within a pass they are a part of it. The stand-ins for the steps also answer when
+somebody restores the model's own ``forward``, as accelerate does when it takes its own stand-in away.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Hooks:
             attributes[method] = StandIn(self, method)
 
     def _uninstall(self) -> None:
-        """Where somebody has put a stand-in over one of these since, it stays below and passes everything on."""
+        """A stand-in that somebody has wrapped since stays under the wrapper as the method that it stood for."""
         attributes = vars(self.model)
         for name, value in list(attributes.items()):
             if isinstance(value, StandIn) and value.owner is self:

@@ -96,7 +96,7 @@ class Target:
         return Plan(self.model, adapter, self.given, weight.device, weight.dtype, collisions, warnings)
 
     def reasons(self, contents: Contents) -> dict[str, str]:
-        """By the name of each adapter, what would be said if the clone had no other: why it does not fit, or that it does."""
+        """By the name of each adapter, why it does not fit by itself, or that it would."""
         said = {}
         for adapter in contents.config.adapters:
             try:

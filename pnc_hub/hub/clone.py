@@ -26,9 +26,9 @@ class Clone(Contents):
 
     Attributes:
         config: the parsed ``config.json``.
-        curve: one just learned knows the places it might have been inserted at, best first: ``insertion``, ``cut``, ``match``,
-            ``tar``, ``avg_u``, ``auroc`` (closed form, held-out images), ``parameters`` and ``macs`` (unpruned). Not stored.
-        photos: one just learned has some images whose answer it changed, for its report. Not stored.
+        curve: the candidates that learning compared, best first: ``insertion``, ``cut``, ``match``, ``tar``, ``avg_u``,
+            ``auroc`` (closed form, held-out images), ``parameters`` and ``macs`` (unpruned). Empty for a clone that was read.
+        photos: some images whose answer the clone changed, for its report. Empty for a clone that was read.
     """
 
     curve: tuple[dict[str, Any], ...] = ()

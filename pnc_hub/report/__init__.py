@@ -15,7 +15,7 @@ from pnc_hub.report.rows import PORTED_ROWS, ROWS, classes, listed, number, othe
 class Report:
     """Measurements of one clone, all on images that cloning made no choice on.
 
-    Where source or target were trained on the same images, their accuracies are those of training images all the same.
+    If source or target were trained on some of these images, their own accuracies are too high.
 
     Attributes:
         metrics: with the target that the clone was made for: name -> value; accuracies and rates are fractions between 0 and
