@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pnc_hub import attachment
+from pnc_hub.cloning.images.shown import Remembered, Shown
 from pnc_hub.errors import SourceError
 from pnc_hub.models.classifier import as_classifier, without_classifier
 from pnc_hub.models.cost import parameters
@@ -17,6 +18,8 @@ from pnc_hub.models.features import read
 from pnc_hub.models.insertion import INPUT, InsertionPoint
 from pnc_hub.models.preprocess import Preprocess, Reprocess
 from pnc_hub.models.skeleton import Skeleton
+
+OUTPUT = ""  # the name of what a network answers, among its features
 
 
 class Lesson(NamedTuple):
@@ -39,16 +42,21 @@ class Reader:
         self.model.eval().requires_grad_(False).float().to(device)
         self.preprocess = Preprocess.of(self.model)
         self.skeleton = Skeleton(self.model)
+        self._remembered = Remembered(self._read, exact=(OUTPUT, INPUT))
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor, points: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, images: Shown | Tensor, points: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Images [B, C, H, W] -> (output, features by point name)."""
-        return read(self.model, images, points)
+        found = self._remembered(images, {OUTPUT, *points})
+        return found[OUTPUT], {point: found[point] for point in points}
 
-    @torch.no_grad()
-    def feature(self, images: Tensor, point: str) -> Tensor:
+    def feature(self, images: Shown | Tensor, point: str) -> Tensor:
         """The feature at one point [B, ...], without running what comes after it."""
-        return read(self.model, images, [point], stop=True)[1][point]
+        return self._remembered(images, [point])[point]
+
+    def _read(self, pixels: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        points = [name for name in names if name != OUTPUT]
+        output, features = read(self.model, pixels, points, stop=OUTPUT not in names)
+        return features if output is None else {**features, OUTPUT: output}
 
 
 class SourceAndTarget(Protocol):
@@ -58,7 +66,7 @@ class SourceAndTarget(Protocol):
     target: Reader
     odds: float  # classes of the source that are not cloned, for each that is
 
-    def teach(self, images: Tensor, cuts: Collection[str] = ()) -> Lesson:
+    def teach(self, images: Shown | Tensor, cuts: Collection[str] = ()) -> Lesson:
         """What the source says of the target's ``images`` [B, C, H, W]."""
 
     def cuts(self) -> dict[str, InsertionPoint]:
@@ -88,9 +96,10 @@ class Networks:
         self.to_source = Reprocess(self.target.preprocess, self.source.preprocess).to(device)
 
     @torch.no_grad()
-    def teach(self, images: Tensor, cuts: Collection[str] = ()) -> Lesson:
+    def teach(self, images: Shown | Tensor, cuts: Collection[str] = ()) -> Lesson:
         """What the source says of the target's ``images`` [B, C, H, W]."""
-        penultimate, features = self.source(self.to_source(images), cuts)
+        seen = self.to_source(images) if isinstance(images, Tensor) else images.through(self.to_source)
+        penultimate, features = self.source(seen, cuts)
         logits = self.head(penultimate)
         cloned, others = logits[:, self.classes], logits[:, self.others]
         cloned_wins = torch.isin(logits.argmax(1), self.classes)

@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from pnc_hub.artifact import files
 from pnc_hub.artifact.assembly import rebuilt
 from pnc_hub.attachment.plan import check_target, unwrapped
 from pnc_hub.cloning.fitting import stitch
-from pnc_hub.cloning.images.batches import PARTS, Batches
+from pnc_hub.cloning.images.batches import PARTS, Batches, Loader
 from pnc_hub.cloning.images.classes import FEW, covers, relabel_target
 from pnc_hub.cloning.images.data import Images, open_dataset
+from pnc_hub.cloning.images.kept import Kept
+from pnc_hub.cloning.images.shown import Remembered, Shown
 from pnc_hub.cloning.measuring.evaluate import accuracy, gather
 from pnc_hub.cloning.named import named_model
-from pnc_hub.cloning.networks import Lesson, Reader
+from pnc_hub.cloning.networks import OUTPUT, Lesson, Reader
 from pnc_hub.cloning.package import extend
 from pnc_hub.cloning.search.curve import Judged, judge
 from pnc_hub.cloning.search.learned import Learned, with_gates
@@ -109,14 +110,15 @@ def port(
         shown = Images(open_dataset(images, seed), recalled.target.preprocess, None)
         order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))[:MAX_IMAGES]
         shown = shown.only(order.sort().values.tolist())
-        loader = session.accelerator.prepare(DataLoader(shown, batch_size, num_workers=workers))
+        kept, entries = Kept(), [(shown, position) for position in range(len(shown))]
+        loader = Loader(entries, session.accelerator, batch_size, workers, kept)
         cloned, others, covered = _sorted(recalled, shown, loader, target_data is None)
         bar.update()
         if target_data is not None:
             opened = open_dataset(target_data, seed)
             others = Images(opened, recalled.target.preprocess, relabel_target(target, opened, clone.labels))
             covered = covers(others.labels, target)
-        batches = session.batches(cloned, others, of_target=target_data is not None, covered=covered)
+        batches = session.batches(cloned, others, of_target=target_data is not None, covered=covered, kept=kept)
         learned, curve = _fitted(recalled, batches, insertion, locality_budget, bar)
         result, adapter = extend(clone, learned, recalled.target, target, target_id, name)
         observed, facts = session.report(result, adapter, learned, recalled, batches, curve)
@@ -152,14 +154,19 @@ class Recalled:
         self.module, self.gate = module.to(device), gate.to(device)
         source = rebuilt(config)
         self.cut = source.point(config.cut)
+        self._remembered = Remembered(self._read, exact=(OUTPUT,))
         self.odds = (source.num_classes - len(clone.labels)) / len(clone.labels)
 
-    def teach(self, images: Tensor, cuts: Collection[str] = ()) -> Lesson:
+    def teach(self, images: Shown | Tensor, cuts: Collection[str] = ()) -> Lesson:
         """What the source says of the target's ``images`` [B, C, H, W]."""
-        feature = self.module.adapter(images)
+        found = self._remembered(images, {OUTPUT, *cuts})
+        cloned, rejected, penultimate = self.module.answer(found[OUTPUT])
+        return Lesson(cloned, rejected, penultimate, {cut: found[cut] for cut in cuts})
+
+    def _read(self, pixels: Tensor, cuts: Collection[str]) -> dict[str, Tensor]:
+        feature = self.module.adapter(pixels)
         # the tail may work in place
-        cloned, rejected, penultimate = self.module.answer(self.module.tail(feature.clone()))
-        return Lesson(cloned, rejected, penultimate, dict.fromkeys(cuts, feature))
+        return {**dict.fromkeys(cuts, feature), OUTPUT: self.module.tail(feature.clone())}
 
     def cuts(self) -> dict[str, InsertionPoint]:
         """Where the source is cut."""

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from pnc_hub.artifact import checks, files
 from pnc_hub.artifact.config import AdapterConfig
 from pnc_hub.cloning.fitting import gate as gates
-from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.images.batches import Batches, Pixels, Split
 from pnc_hub.cloning.images.data import Images
+from pnc_hub.cloning.images.kept import Kept
 from pnc_hub.cloning.measuring.album import Album
 from pnc_hub.cloning.measuring.evaluate import Observed, observe
 from pnc_hub.cloning.networks import SourceAndTarget
@@ -81,10 +82,13 @@ class Session:
             torch.manual_seed(self.seed)
             yield progress
 
-    def batches(self, cloned: Images, others: Images | None, *, of_target: bool, covered: bool) -> Batches:
+    def batches(
+        self, cloned: Images, others: Images | None, *, of_target: bool, covered: bool, kept: Kept | None = None
+    ) -> Batches:
         """Images of the cloned classes, and of others if there are any, in parts.
 
-        A budget can be calibrated on the others where they are ``of_target``; ``covered``: they show most of its classes.
+        A budget can be calibrated on the others where they are ``of_target``; ``covered``: they show most of its classes;
+        ``kept`` is what was read before.
 
         Raises:
             DataError: there are too few for the parts, or for the locality budget.
@@ -93,7 +97,7 @@ class Session:
         rest = None if others is None else Split.of(others, self.seed, self.held_out)
         if self.locality_budget is not None:
             _check_budget(self.locality_budget, rest if of_target else None)
-        return Batches(own, rest, self.accelerator, self.batch_size, self.workers, self.seed, covered)
+        return Batches(own, rest, self.accelerator, self.batch_size, self.workers, self.seed, covered, kept or Kept())
 
     def report(
         self,
@@ -108,7 +112,8 @@ class Session:
         """What is seen of a finished clone on the images that no choice was made on, and what every report says of it."""
         clone.curve = tuple(judged.row() for judged in curve)
         cloned, others = batches.sides("report", MAX_REPORT_IMAGES)
-        observed = observe(networks.target.model, clone, cloned, others, album)
+        shown = Pixels(cloned), None if others is None else Pixels(others)
+        observed = observe(networks.target.model, clone, *shown, album)
         adapter.series = {"curve": curve_table(clone.curve, learned.insertion.name)}
         return observed, {
             "insertion": learned.insertion.name,

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnc_hub.cloning.pruning.local_set import neighbours
 from pnc_hub.cloning.pruning.units import Units, masked
 from pnc_hub.errors import SourceError
 from pnc_hub.models.cost import parameters
 from pnc_hub.models.insertion import INPUT, InsertionPoint
 from pnc_hub.module import Adapter
 from recipes.compare.narrowing import narrowed
+from recipes.compare.neighbours import neighbours
 from recipes.compare.study import Study, few_of_each
 from recipes.frame.task import Result, Task
 

@@ -6,7 +6,7 @@ search goes on with what is left and may end at another place, which the row nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,14 +14,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
 from pnc_hub.cloning.fitting import gate as gates
 from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.fitting.gate import Evidence
 from pnc_hub.cloning.fitting.refine import Recipe
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.pruning import local_set, localize
+from pnc_hub.cloning.pruning import localize
 from pnc_hub.cloning.search import select, trials
 from pnc_hub.module import Gate
 from recipes.frame.task import REGIMES, Result, Task
@@ -77,17 +76,6 @@ def random_units() -> AbstractContextManager:
 def no_repair() -> AbstractContextManager:
     """Units are removed, and nothing makes up for them."""
     return _pruning(repairs=())
-
-
-def no_neighbours() -> AbstractContextManager:
-    """The local set is the images themselves."""
-    whole = local_set.local_set
-
-    def bare(*arguments: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        with patch.object(local_set, "neighbours", lambda images, _: (images, images.new_zeros(len(images)))):
-            yield from (batch for batch in whole(*arguments) if batch[2].any())
-
-    return patch.object(trials, "local_set", bare)
 
 
 def no_trials() -> AbstractContextManager:
@@ -168,7 +156,6 @@ CLOSED: dict[str, dict[str, Any]] = {
     "no_offset": {"without": no_offset},
     "no_features": {"without": no_features},
     "no_repair": {"without": no_repair},
-    "no_neighbours": {"without": no_neighbours},
     "random_place": {"place": random_place},
     "last_place": {"place": last_place},
 }

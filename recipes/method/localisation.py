@@ -32,11 +32,11 @@ from pnc_hub.cloning.fitting import ridge
 from pnc_hub.cloning.fitting.gate import auroc
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.pruning import localize, repair
-from pnc_hub.cloning.pruning.local_set import neighbours
 from pnc_hub.cloning.pruning.localize import Batches, local_loss
 from pnc_hub.models import cost
 from pnc_hub.models.cost import macs
 from pnc_hub.models.insertion import InsertionPoint
+from recipes.compare.neighbours import neighbours
 from recipes.frame import networks, reading
 from recipes.frame.reading import HALF, TensorImages
 from recipes.frame.rows import Rows, markdown

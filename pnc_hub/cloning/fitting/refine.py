@@ -66,8 +66,8 @@ def refine(
     both = recipe.tune and recipe.universal
     # batch statistics follow the target's features, but stay the source's where its own features come in as well
     learner.train(recipe.tune and not both)
-    for step, (images, labels) in enumerate(islice(chain.from_iterable(repeat(shown)), steps), 1):
-        images = augmented(images, generator, recipe.flip)
+    for step, (batch, labels) in enumerate(islice(chain.from_iterable(repeat(shown)), steps), 1):
+        images = augmented(batch.pixels(), generator, recipe.flip)
         feature = networks.target.feature(images, pair[0])
         lesson = networks.teach(images, [pair[1]] if both else ())
         loss = distillation_loss(learner(feature), lesson, labels, recipe.anchored)

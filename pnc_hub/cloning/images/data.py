@@ -41,25 +41,38 @@ class Images(Dataset[Any]):
         if isinstance(dataset, ImageFolder):
             self.indices = dataset.readable(self.indices)
         self.labels = [relabel[given[index]] for index in self.indices]
-        wanted = ("input_size", "interpolation", "mean", "std", "crop_pct")
-        self.transform = create_transform(**{name: getattr(preprocess, name) for name in wanted})
+        wanted = ("input_size", "interpolation", "crop_pct")
+        # without mean and deviation, so that an image can be kept as bytes
+        self.transform = create_transform(**{name: getattr(preprocess, name) for name in wanted}, normalize=False)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        item = self.dataset[self.indices[index]]
-        image = item[0] if isinstance(item, (tuple, list)) else item
-        return self._tensor(image), self.labels[index]
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        return self.normalised(self.stored(position)), self.labels[position]
 
     def only(self, positions: Sequence[int], labels: list[int] | None = None) -> Images:
-        """Those at ``positions``, with these labels or without any."""
+        """Those at ``positions``, with these labels or those that they have."""
         some = copy.copy(self)
         some.indices = [self.indices[position] for position in positions]
-        some.labels = [UNLABELLED] * len(positions) if labels is None else labels
+        some.labels = [self.labels[position] for position in positions] if labels is None else labels
         return some
 
-    def _tensor(self, image: Any) -> Tensor:
+    def key(self, position: int) -> tuple[int, int]:
+        """Which image of which data set it is."""
+        return id(self.dataset), self.indices[position]
+
+    def normalised(self, stored: Tensor) -> Tensor:
+        """[C, H, W] as the target takes it, from what ``stored`` gave."""
+        if stored.is_floating_point():
+            return stored
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.preprocess.mean, self.preprocess.std))
+        return stored.float().div_(255).sub_(mean).div_(std)
+
+    def stored(self, position: int) -> Tensor:
+        """The image, decoded, in the target's size: a picture as bytes [C, H, W], a tensor as it is."""
+        item = self.dataset[self.indices[position]]
+        image = item[0] if isinstance(item, (tuple, list)) else item
         if isinstance(image, Tensor):
             if not image.is_floating_point() or tuple(image.shape) != self.preprocess.input_size:
                 raise ImageError(
