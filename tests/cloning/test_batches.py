@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import TensorDataset
 
-from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.images.batches import Batches, Pixels, Split
 from pnc_hub.cloning.images.data import UNLABELLED, Images
 from pnc_hub.errors import DataError
 from pnc_hub.models.preprocess import Preprocess
@@ -72,7 +72,7 @@ def test_no_images_at_all_are_refused():
 
 def test_mixed_batches_hold_both_sides_and_the_targets_are_unlabelled():
     cloned, target = Split.of(numbered(10, 10), 0), Split.of(numbered(10, 10, first=100), 0)
-    loader = batches(cloned, target).mixed("fit")
+    loader = Pixels(batches(cloned, target).mixed("fit"))
     found = {int(image): int(label) for images, labels in loader for image, label in zip(images, labels, strict=True)}
     assert set(found) == {*numbers(cloned.fit), *numbers(target.fit)}
     assert all((label == UNLABELLED) == (number >= 100) for number, label in found.items())
@@ -80,7 +80,9 @@ def test_mixed_batches_hold_both_sides_and_the_targets_are_unlabelled():
 
 def test_at_most_so_many_images_are_drawn_the_same_each_time():
     prepared = batches(Split.of(numbered(50, 50), 0))
-    first, again = ([images.flatten().tolist() for images, _ in prepared.mixed("fit", most=10)] for _ in range(2))
+    first, again = (
+        [images.flatten().tolist() for images, _ in Pixels(prepared.mixed("fit", most=10))] for _ in range(2)
+    )
     assert sum(map(len, first)) == 10
     assert first == again
 
@@ -88,7 +90,9 @@ def test_at_most_so_many_images_are_drawn_the_same_each_time():
 def test_shuffling_follows_the_seed_and_loses_nothing():
     cloned = Split.of(numbered(20, 20), 0)
     orders = [
-        torch.cat([images.flatten() for images, _ in batches(cloned, seed=seed).mixed("fit", shuffle=True)]).tolist()
+        torch.cat(
+            [images.flatten() for images, _ in Pixels(batches(cloned, seed=seed).mixed("fit", shuffle=True))]
+        ).tolist()
         for seed in (0, 0, 1)
     ]
     assert orders[0] == orders[1]
@@ -104,7 +108,7 @@ def test_images_of_the_report_are_not_counted_as_used():
 
 def test_each_side_gives_at_most_so_many_images():
     cloned, target = Split.of(numbered(10, 10), 0), Split.of(numbered(400, first=100), 0)
-    found = [int(image) for images, _ in batches(cloned, target).mixed("fit", each=8) for image in images]
+    found = [int(image) for images, _ in Pixels(batches(cloned, target).mixed("fit", each=8)) for image in images]
     assert sum(number >= 100 for number in found) == 8
     assert sum(number < 100 for number in found) == 8
 
@@ -127,7 +131,7 @@ def shares(processes, images, batch_size, **options):
     split = Split(*[numbered(images)] * 4)
     return [
         [
-            batch.flatten().int().tolist()
+            batch.pixels().flatten().int().tolist()
             for batch, _ in Batches(split, None, accelerator, batch_size, 0, 0).mixed("fit", **options)
         ]
         for accelerator in (Share(process, processes) for process in range(processes))

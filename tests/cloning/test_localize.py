@@ -1,4 +1,4 @@
-"""Neighbours of images, and pruning to what the cloned classes need."""
+"""Pruning to what the cloned classes need."""
 
 from itertools import pairwise
 
@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cloning.learning import few
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.pruning.local_set import neighbours
 from pnc_hub.cloning.pruning.localize import changes, local_loss, prune
 from pnc_hub.cloning.pruning.units import units_of
 from pnc_hub.errors import SourceError
@@ -32,38 +31,6 @@ CUTS = {
     "swin": "layers.1",
     "regnet": "s2",
 }
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.mark.parametrize("shape", [(5, 3, 32, 32), (2, 1, 33, 17)])
-def test_neighbours_are_other_images_of_the_same_shape(shape):
-    batch = torch.randn(shape)
-    changed, near = neighbours(batch, generator())
-    assert changed.shape == batch.shape
-    assert near.shape == (shape[0],)
-    assert ((near > 0) & (near <= 1)).all()
-    assert (changed != batch).flatten(1).any(1).all()
-
-
-def test_neighbours_follow_the_generator():
-    batch = images(4)
-    first, again, other = (neighbours(batch, generator(seed)) for seed in (0, 0, 1))
-    assert all(map(torch.equal, first, again))
-    assert not torch.equal(first[0], other[0])
-
-
-def test_the_more_is_hidden_the_further_away():
-    """Of an image without noise, the share of cells at the mean colour tells the proximity."""
-    ramp = torch.linspace(-1, 1, 32).expand(200, 1, 32, 32) ** 3 + 3.0
-    changed, near = neighbours(ramp, generator())
-    hidden = (changed - ramp.mean((2, 3), keepdim=True)).abs().flatten(1)
-    share = (hidden < 0.3).float().mean(1)
-    assert torch.corrcoef(torch.stack([share, near]))[0, 1] < -0.3
-    assert near.min() < 0.8
-    assert near.max() == 1.0
 
 
 def parts(family, classes=(1, 2, 4), seed=0):

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from pnc_hub.cloning.fitting.gate import Evidence
 from pnc_hub.cloning.fitting.refine import Recipe
 from pnc_hub.cloning.fitting.stitch import Candidate
-from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.images.batches import Batches, Pixels, Split
 from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.measuring.evaluate import gather
 from pnc_hub.cloning.networks import Networks
@@ -97,17 +97,16 @@ def test_where_every_class_is_cloned_the_reject_row_says_nothing(prepared):
 
 
 @pytest.mark.parametrize("with_target", [True, False])
-def test_the_local_set_holds_images_neighbours_and_the_targets_images(networks, prepared, with_target):
+def test_the_local_set_holds_images_of_both_sides_once(networks, prepared, with_target):
     given = prepared if with_target else Batches(prepared.cloned, None, prepared.accelerator, 16, 0, 0)
     found = list(local_set(networks, given, "layer2.1"))
     labels = torch.cat([label for _, label, _ in found])
     weights = torch.cat([weight for _, _, weight in found])
     features = torch.cat([feature for feature, _, _ in found])
     cloned, target = len(prepared.cloned.fit), len(prepared.target.fit) if with_target else 0
-    assert len(features) == len(labels) == len(weights) == 2 * cloned + target
-    assert labels.bincount(minlength=4).tolist() == [2 * cloned // 3] * 3 + [target]
-    assert (weights == 1).sum() >= cloned + target
-    assert (weights < 1).any()
+    assert len(features) == len(labels) == len(weights) == cloned + target
+    assert labels.bincount(minlength=4).tolist() == [cloned // 3] * 3 + [target]
+    assert (weights == 1).all()
 
 
 @pytest.mark.parametrize("fixed", [(None, "global_pool"), pytest.param(("stages.2", None), marks=pytest.mark.slow)])
@@ -171,11 +170,13 @@ def test_a_size_that_can_not_be_met_is_refused(networks, prepared):
 
 @pytest.mark.parametrize("budget", [0.5, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_a_budget_holds_on_the_images_it_was_calibrated_on(networks, prepared, budget):
-    learned, _ = choose(networks, prepared, budget=budget)
+    # nothing is kept yet: what was kept of features in half precision would be as near as that
+    fresh = Batches(prepared.cloned, prepared.target, prepared.accelerator, 16, 0, 0)
+    learned, _ = choose(networks, fresh, budget=budget)
 
     def read(images):
         logits, features = networks.target(images, ["stages.1"])
         return dict(zip(EVIDENCE, (logits, *learned.module(features["stages.1"])), strict=True))
 
-    old = Evidence(**gather(read, prepared.loader([prepared.target.calibrate])))
+    old = Evidence(**gather(read, Pixels(fresh.loader([fresh.target.calibrate]))))
     assert (old.margin(learned.gate) > 0).float().mean() <= budget

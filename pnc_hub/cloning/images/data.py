@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +30,16 @@ READERS: dict[str, tuple[str, ...]] = {
 }
 
 
+_numbers = itertools.count()
+
+
 class Images(Dataset[Any]):
     """Images of some classes of ``dataset``, transformed for ``preprocess``, with labels of our own numbering."""
 
     def __init__(self, dataset: Any, preprocess: Preprocess, relabel: Mapping[int, int] | None) -> None:
         """``relabel`` maps a label of ``dataset`` to ours; images of other labels are left out. None: all, unlabelled."""
         self.dataset, self.preprocess = dataset, preprocess
+        self._number = next(_numbers)  # the same in a copy, in another process as well
         given = [UNLABELLED] * len(dataset) if relabel is None else labels_of(dataset)
         relabel = {UNLABELLED: UNLABELLED} if relabel is None else relabel
         self.indices = [index for index, label in enumerate(given) if label in relabel]
@@ -59,8 +64,8 @@ class Images(Dataset[Any]):
         return some
 
     def key(self, position: int) -> tuple[int, int]:
-        """Which image of which data set it is."""
-        return id(self.dataset), self.indices[position]
+        """Which image of which data set it is: that of ``only`` is the same, in every process."""
+        return self._number, self.indices[position]
 
     def normalised(self, stored: Tensor) -> Tensor:
         """[C, H, W] as the target takes it, from what ``stored`` gave."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Hashable, Sequence
 from typing import IO, Any
@@ -24,6 +25,7 @@ class Kept:
     Example:
         >>> kept = Kept()
         >>> kept.put("logits", ["first", "second"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        True
         >>> kept.get("logits", "second"), kept.get("logits", "third")
         (tensor([3., 4.]), None)
     """
@@ -33,6 +35,7 @@ class Kept:
         self._memory, self._disk = memory, disk
         self._rows: dict[tuple[Hashable, Hashable], Tensor] = {}
         self._file: IO[bytes] | None = None
+        self._size = 0  # of the file
         self._segment: Any = np.empty(0, np.uint8)  # what is left of the last one
 
     def __getstate__(self) -> dict[str, Any]:
@@ -47,11 +50,15 @@ class Kept:
         """The row of that name and image, if it was kept."""
         return self._rows.get((name, key))
 
-    def put(self, name: Hashable, keys: Sequence[Hashable], rows: Tensor) -> None:
-        """Keep ``rows`` [len(keys), ...], on the CPU."""
-        block = self._placed(rows.detach().cpu())
+    def put(self, name: Hashable, keys: Sequence[Hashable], rows: Tensor) -> bool:
+        """Keep ``rows`` [len(keys), ...], on the CPU, each once; False where there is no room for them."""
+        new = {key: row for row, key in enumerate(keys) if not self.has(name, key)}
+        if not new:
+            return True
+        block = self._placed((rows if len(new) == len(keys) else rows[list(new.values())]).detach().cpu())
         if block is not None:
-            self._rows.update(zip(((name, key) for key in keys), block, strict=True))
+            self._rows.update(zip(((name, key) for key in new), block, strict=True))
+        return block is not None
 
     def _placed(self, rows: Tensor) -> Tensor | None:
         """A copy where there is room for one."""
@@ -69,13 +76,16 @@ class Kept:
         if size > self._disk:
             return False
         try:
-            self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as this object)
-            start = self._file.seek(0, 2)
-            self._file.write(bytes(size))  # a file with holes would end the process where the disk is full
-            self._file.flush()
+            self._file = self._file or tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (it lives as long as this object)
+            self._file.seek(self._size)
+            # as much is left to others; and a file with holes would end the process where the disk is full
+            if size > shutil.disk_usage(tempfile.gettempdir()).free // 2 or self._file.write(bytes(size)) < size:
+                raise OSError
+            self._segment = np.memmap(self._file, np.uint8, "r+", self._size, (size,))
         except OSError:
             self._disk = 0
+            if self._file is not None:
+                self._file.truncate(self._size)
             return False
-        self._disk -= size
-        self._segment = np.memmap(self._file, np.uint8, "r+", start, (size,))
+        self._disk, self._size = self._disk - size, self._size + size
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -30,9 +31,10 @@ class Shown:
         """``members`` are (set, position); ``read`` holds those that another process has decoded already."""
         self.members, self.kept, self.device, self.change = members, kept, device, change
         self.keys = [images.key(position) for images, position in members]
-        for key, picture in zip(self.keys, read, strict=False):
+        self._unkept: dict[int, Tensor] = {}  # pictures for which there was no room, for as long as the batch is in use
+        for row, picture in enumerate(read):
             if picture is not None:
-                kept.put(PICTURE, [key], picture[None])
+                self._keep(row, picture.cpu())
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -45,15 +47,21 @@ class Shown:
 
     def through(self, change: Callable[[Tensor], Tensor]) -> Shown:
         """The same images with ``change`` applied to their pixels [B, C, H, W]."""
-        return Shown(self.members, self.kept, self.device, change=change)
+        same = copy.copy(self)
+        same.change = change
+        return same
 
     def _picture(self, row: int) -> Tensor:
         images, position = self.members[row]
-        stored = self.kept.get(PICTURE, self.keys[row])
+        stored = self._unkept.get(row, self.kept.get(PICTURE, self.keys[row]))
         if stored is None:
             stored = images.stored(position)
-            self.kept.put(PICTURE, [self.keys[row]], stored[None])
+            self._keep(row, stored)
         return images.normalised(stored)
+
+    def _keep(self, row: int, picture: Tensor) -> None:
+        if not self.kept.put(PICTURE, [self.keys[row]], picture[None]):
+            self._unkept[row] = picture
 
 
 class Remembered:
@@ -73,8 +81,9 @@ class Remembered:
         known = {name: [images.kept.get((self, name), key) for key in images.keys] for name in names}
         missing = [row for row in range(len(images)) if any(rows[row] is None for rows in known.values())]
         if missing:
+            unknown = [name for name, rows in known.items() if any(row is None for row in rows)]
             with torch.inference_mode():
-                computed = self._compute(images.pixels(missing), names)
+                computed = self._compute(images.pixels(missing), unknown)
             keys = [images.keys[row] for row in missing]
             for name, rows in computed.items():
                 images.kept.put((self, name), keys, rows if name in self._exact else _halved(rows))
