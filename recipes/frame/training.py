@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
-from pnc_hub.cloning.fitting.refine import augmented
 from pnc_hub.models.fingerprint import state_digest
 from recipes.frame import rehearsal
 from recipes.frame.task import clock
@@ -130,6 +130,24 @@ def train(
         _store(model, path)
         run.path.unlink(missing_ok=True)
     return model
+
+
+def augmented(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
+    """Each image [B, C, H, W] shifted by up to an eighth of its size, zeros coming in, and by chance mirrored."""
+    count, _, height, width = images.shape
+
+    def positions(size: int, mirror: bool) -> Tensor:
+        margin = size // 8
+        start = torch.randint(2 * margin + 1, (count, 1), generator=generator)
+        order = torch.arange(size).expand(count, size)
+        if mirror:
+            order = torch.where(torch.rand(count, 1, generator=generator) < 0.5, order.flip(1), order)
+        return (start + order).to(images.device)
+
+    rows, columns = positions(height, False), positions(width, flip)
+    padded = F.pad(images, [width // 8] * 2 + [height // 8] * 2)
+    which = torch.arange(count, device=images.device)[:, None, None]
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 class _Run:

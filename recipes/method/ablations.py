@@ -96,7 +96,7 @@ def anchored() -> AbstractContextManager:
 
 def no_augmentation() -> AbstractContextManager:
     """Refinement on the images as they are."""
-    return patch("pnc_hub.cloning.fitting.refine.augmented", lambda images, *_: images)
+    return patch("pnc_hub.cloning.images.copies.Copies.of", lambda _, image, *__: image)
 
 
 def last_place(task: Task) -> dict[str, str]:

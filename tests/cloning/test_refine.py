@@ -1,5 +1,10 @@
 """Refinement: what it aims at, and what it may change."""
 
+import copy
+import itertools
+from collections import Counter
+from contextlib import nullcontext
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -8,9 +13,12 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
-from pnc_hub.cloning.fitting.refine import Recipe, augmented, distillation_loss, refine
+from pnc_hub.cloning.fitting import refine as refinement
+from pnc_hub.cloning.fitting.goal import Goal
+from pnc_hub.cloning.fitting.refine import Recipe, refine
 from pnc_hub.cloning.images.batches import Batches, Split
 from pnc_hub.cloning.images.data import Images
+from pnc_hub.cloning.images.kept import Kept
 from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.models.fingerprint import state_digest
 from pnc_hub.module import Adapter, CloneModule
@@ -25,7 +33,7 @@ def lesson(cloned, rejected):
 
 def loss_of(logits, taught, labels, anchored=False):
     logits = torch.as_tensor(logits)
-    return float(distillation_loss((logits[:, :-1], logits[:, -1]), taught, torch.tensor(labels), anchored))
+    return float(Goal.of(taught, torch.tensor(labels), anchored).distance((logits[:, :-1], logits[:, -1])))
 
 
 def goal(taught, labels):
@@ -68,21 +76,6 @@ def test_both_sides_weigh_the_same_whatever_their_numbers():
     assert right_new == pytest.approx((loss_of([yes], lesson([[0.0]], [0.0]), [0]) + old) / 2, rel=1e-5)
 
 
-def test_images_are_shifted_and_mirrored():
-    count, side = 200, 16
-    marked = torch.zeros(count, 1, side, side)
-    marked[:, 0, 8, 3] = 1.0
-    g = torch.Generator().manual_seed(0)
-    rows, columns = (augmented(marked, g, flip=False)[:, 0].flatten(1).argmax(1) // side, None)
-    assert set(rows.tolist()) == {6, 7, 8, 9, 10}
-    columns = augmented(marked, g, flip=True)[:, 0].flatten(1).argmax(1) % side
-    assert set(columns.tolist()) == {1, 2, 3, 4, 5, 10, 11, 12, 13, 14}
-    assert (augmented(marked, g, flip=False)[:, 0].flatten(1).argmax(1) % side).max() == 5
-    whole = torch.ones(3, 2, side, 2 * side)
-    assert augmented(whole, g, True).shape == whole.shape
-    assert augmented(whole, g, True).mean() < 1
-
-
 @pytest.fixture(scope="module")
 def networks():
     return Networks(tiny_model("resnet", seed=1), tiny_model("convnext"), [1, 2, 4], torch.device("cpu"))
@@ -117,15 +110,28 @@ def held_out_loss(networks, module):
     for batch, labels in batches(7):
         _, read = networks.target(batch, [PAIR[0]])
         with torch.no_grad():
-            losses.append(distillation_loss(module(read[PAIR[0]]), networks.teach(batch), labels, False))
+            losses.append(Goal.of(networks.teach(batch), labels, False).distance(module(read[PAIR[0]])))
     return float(sum(losses))
 
 
-def run(module, networks, score=None, epochs=3, tune=True, rate=2e-3, seed=0, universal=True):
+def steps_up():
+    """A score that likes the last best."""
+    count = itertools.count()
+    return lambda _found: next(count)
+
+
+def flat(state):
+    return torch.cat([tensor.flatten().float() for tensor in state.values()])
+
+
+def run(
+    module, networks, score=None, epochs=3, tune=True, rate=2e-3, seed=0, universal=True, anchored=False, kept=None
+):
     score = score or (lambda found: -held_out_loss(networks, found))
     ticks = []
     shown = prepared(networks, seed)
-    recipe = Recipe(epochs, rate, tune, universal)
+    shown.kept = kept or shown.kept
+    recipe = Recipe(epochs, rate, tune, universal, anchored=anchored)
     best = refine(module, networks, shown, PAIR, recipe, score, lambda: ticks.append(None))
     assert len(ticks) == round(epochs * len(shown.mixed("fit")))
     return best
@@ -207,3 +213,76 @@ def test_a_tail_tuned_for_one_adapter_still_serves_the_sources_own_feature(netwo
     error = ((penultimate - taught.penultimate) ** 2).mean() / taught.penultimate.var()
     assert error < 0.5
     assert_close(penultimate.shape, taught.penultimate.shape)
+
+
+def counted(networks, monkeypatch):
+    """How many images each network was run on, by name."""
+    counts = Counter()
+    for name in ("source", "target"):
+        reader = getattr(networks, name)
+        read = reader._remembered._compute
+        monkeypatch.setattr(
+            reader._remembered,
+            "_compute",
+            lambda pixels, names, name=name, read=read: (counts.update({name: len(pixels)}), read(pixels, names))[1],
+        )
+    return counts
+
+
+@pytest.mark.parametrize("universal", [True, False])
+def test_each_network_is_run_once_on_an_image_and_each_of_its_copies(networks, module, monkeypatch, universal):
+    counts = counted(networks, monkeypatch)
+    run(module, networks, score=lambda _found: 0.0, epochs=6, universal=universal)
+    # two copies of 24 images, 12 of them of the cloned classes: of the others the source is asked only for its features
+    assert counts == {"target": 2 * 24, "source": 2 * (24 if universal else 12)}
+
+
+@pytest.mark.parametrize("universal", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_it_makes_no_difference_whether_anything_is_kept(networks, module, universal):
+    start = copy.deepcopy(module.state_dict())
+    ends = []
+    for kept in (Kept(), Kept(0, 0)):
+        module.load_state_dict(start)
+        run(module, networks, score=steps_up(), epochs=2, universal=universal, kept=kept)
+        ends.append(flat(module.state_dict()))
+    assert (ends[0] - ends[1]).norm() < 0.05 * (ends[0] - flat(start)).norm()  # features are kept in half precision
+
+
+def test_a_step_in_parts_is_the_same_step(networks, module, monkeypatch):
+    start = copy.deepcopy(module.state_dict())
+    monkeypatch.setattr(refinement, "_precision", lambda _device: nullcontext())
+    ends = []
+    for pixels in (refinement.PIXELS, 3 * 32 * 32):  # the second gives parts of three images of a batch of eight
+        monkeypatch.setattr(refinement, "PIXELS", pixels)
+        module.load_state_dict(start)
+        run(module, networks, score=steps_up(), epochs=1, anchored=True)
+        ends.append(flat(module.state_dict()))
+    assert (ends[0] - flat(start)).norm() > 0.01
+    assert_close(ends[0], ends[1], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_the_distance_of_parts_adds_up(anchored):
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, -1, 2, -1, 0])
+    taught = lesson(torch.randn(6, 3).tolist(), torch.randn(6).tolist())
+    said = torch.randn(6, 3), torch.randn(6)
+    whole = Goal.of(taught, labels, anchored)
+    parts = [whole.distance([one[rows] for one in said], rows) for rows in torch.arange(6).split(4)]
+    assert_close(sum(parts), whole.distance(said))
+
+
+def test_what_was_trained_in_another_layout_comes_back_as_it_was(networks, module):
+    run(module, networks, score=steps_up(), epochs=1)
+    assert all(tensor.is_contiguous() and tensor.dtype != torch.bfloat16 for tensor in module.state_dict().values())
+
+
+def test_half_precision_is_left_to_processors_that_have_it(networks, module, monkeypatch):
+    seen = []
+    for able in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
+        hook = module.head.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+        run(module, networks, score=lambda _found: 0.0, epochs=0.4)
+        hook.remove()
+    assert (seen[0], seen[-1]) == (True, False)
+    assert not torch.is_autocast_enabled("cpu")

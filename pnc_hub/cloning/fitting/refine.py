@@ -1,27 +1,37 @@
 """Refinement: the stitched module is distilled from the source on the target's features.
 
-Source and target are frozen. What is trained is the clone's own: the adapter, the head's rows and, with ``tune``, its copy
-of the tail. The goal is the source's distribution over the cloned classes *and everything else it knows*, which is what
-the reject logit stands for.
+Source and target are frozen, so that each is run once on an image and its copies, however often these are shown. What is
+trained is the clone's own: the adapter, the head's rows and, with ``tune``, its copy of the tail. The goal is the source's
+distribution over the cloned classes *and everything else it knows*, which is what the reject logit stands for.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
-from pnc_hub.cloning.images.batches import Batches
+from pnc_hub.cloning.fitting.goal import Goal
+from pnc_hub.cloning.images.batches import Batches, Loader
+from pnc_hub.cloning.images.copies import Copies
+from pnc_hub.cloning.images.shown import Shown
 from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.module import CloneModule
 
-ANCHOR = 0.3  # weight of the level of the logits
+# So many passes for each copy of an image. On CIFAR-10 three passes over the images as they are ended no worse than over as
+# many copies, at less cost.
+SHOWINGS = 3
+# Of the images that are computed together in a step, on a CPU: what is kept of more for the way back comes in new pages each
+# time, half of the time of a MobileNetV2.
+PIXELS = 16 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,12 @@ class Recipe:
     tune: bool  # whether the copy of the tail is trained too
     universal: bool = True  # whether the tail should also serve targets without an adapter
     flip: bool = True  # whether a mirrored image shows the same class
-    anchored: bool = False  # whether the level of the clone's logits matters (``distillation_loss``)
+    anchored: bool = False  # whether the level of the clone's logits matters (``Goal``)
+
+    @property
+    def both(self) -> bool:
+        """Whether the tail is trained on the source's own features too."""
+        return self.tune and self.universal
 
 
 def refine(
@@ -44,16 +59,16 @@ def refine(
     recipe: Recipe,
     score: Callable[[CloneModule], float],
     tick: Callable[[], object],
+    best: float | None = None,
 ) -> float:
     """Train ``module`` in place; it ends as it was at its best held-out score, which is returned.
 
-    ``pair`` is (insertion point, cut). ``score`` is asked before the first pass, after each and at the end, ``tick`` is called
-    at every step.
+    ``pair`` is (insertion point, cut). ``score`` is asked before the first pass, unless ``best`` is what it says there, after
+    each and at the end; ``tick`` is called at every step.
     """
     accelerator, shown = batches.accelerator, batches.mixed("fit", shuffle=True)
-    generator = torch.Generator().manual_seed(batches.seed + accelerator.process_index)  # of the augmentation
     steps = round(recipe.epochs * len(shown))
-    best = score(module)
+    best = score(module) if best is None else best
     if steps == 0:
         return best
     kept = copy.deepcopy(module.state_dict())
@@ -62,20 +77,27 @@ def refine(
     parameters = [parameter for part in trained for parameter in part.requires_grad_(True).parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=steps + 1)
+    on_cpu = networks.device.type == "cpu"
+    if on_cpu:
+        module.to(memory_format=torch.channels_last)
     learner, optimizer = accelerator.prepare(module, optimizer)
-    both = recipe.tune and recipe.universal
     # batch statistics follow the target's features, but stay the source's where its own features come in as well
-    learner.train(recipe.tune and not both)
-    for step, (batch, labels) in enumerate(islice(chain.from_iterable(repeat(shown)), steps), 1):
-        images = augmented(batch.pixels(), generator, recipe.flip)
+    learner.train(recipe.tune and not recipe.both)
+    _, height, width = networks.target.preprocess.input_size
+    # statistics are those of a whole batch
+    most = max(1, PIXELS // (height * width)) if on_cpu and not module.training else batches.batch_size
+    views = _views(shown, Copies(batches.seed, recipe.flip), max(1, round(recipe.epochs / SHOWINGS)))
+    for step, (images, labels) in enumerate(islice(views, steps), 1):
         feature = networks.target.feature(images, pair[0])
-        lesson = networks.teach(images, [pair[1]] if both else ())
-        loss = distillation_loss(learner(feature), lesson, labels, recipe.anchored)
-        if both:
-            # the same tail serves other targets through other adapters, and any through the source's own trunk
-            own = module.answer(module.tail(lesson.features[pair[1]]))
-            loss = loss + distillation_loss(own, lesson, labels, recipe.anchored)
-        accelerator.backward(loss)
+        lesson = taught(networks, images, labels, [pair[1]] if recipe.both else (), recipe.anchored)
+        goal = Goal.of(lesson, labels, recipe.anchored)
+        for rows in torch.arange(len(labels), device=networks.device).split(most):
+            with _precision(networks.device):
+                output = learner(feature[rows])
+                # the same tail serves other targets through other adapters, and any through the source's own trunk
+                own = module.answer(module.tail(lesson.features[pair[1]][rows])) if recipe.both else None
+            loss = goal.distance(output, rows)
+            accelerator.backward(loss if own is None else loss + goal.distance(own, rows))
         accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -84,7 +106,7 @@ def refine(
         if step % len(shown) == 0 or step == steps:
             _share_statistics(module, accelerator)
             now = score(module.eval())
-            module.train(recipe.tune and not both)
+            module.train(recipe.tune and not recipe.both)
             if now > best:
                 best, kept = now, copy.deepcopy(module.state_dict())
     accelerator.unwrap_model(learner, keep_fp32_wrapper=False)  # mixed precision ends with the training
@@ -92,7 +114,46 @@ def refine(
     module.eval()
     module.load_state_dict(kept)
     module.requires_grad_(False)
+    if on_cpu:
+        module.to(memory_format=torch.contiguous_format)
     return best
+
+
+def taught(
+    networks: Networks, images: Shown, labels: Tensor, cuts: Collection[str] = (), anchored: bool = False
+) -> Lesson:
+    """What the source says of ``images``, labelled as for ``Goal``; zeros of those of which the goal does not ask it."""
+    rows = (labels >= 0).nonzero().flatten().tolist()
+    if cuts or anchored or len(rows) in (0, len(labels)):
+        return networks.teach(images, cuts)
+    lesson = networks.teach(images.only(rows))
+
+    def among_all(said: Tensor) -> Tensor:
+        return said.new_zeros(len(labels), *said.shape[1:]).index_copy_(0, torch.tensor(rows, device=said.device), said)
+
+    return Lesson(among_all(lesson.cloned), among_all(lesson.rejected), among_all(lesson.penultimate), {})
+
+
+def _views(shown: Loader, copies: Copies, number: int) -> Iterator[tuple[Shown, Tensor]]:
+    """Batches without end; each time that an image is shown it is the next of so many copies, the image itself among them.
+
+    Of an image that a pass shows several times there are that many times more.
+    """
+    times = Counter[tuple[int, int]]()
+    numbers = {key: number * count for key, count in shown.counts().items()}
+    for images, labels in chain.from_iterable(repeat(shown)):
+        which = []
+        for key in images.keys:
+            which.append((key[1] + times[key]) % numbers[key])
+            times[key] += 1
+        yield images.copied(copies, which), labels
+
+
+def _precision(device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 on processors that compute with it, while the weights stay in float32; elsewhere accelerate has the say."""
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16"):
+        return torch.autocast("cpu", torch.bfloat16)
+    return nullcontext()
 
 
 def _share_statistics(module: CloneModule, accelerator: Accelerator) -> None:
@@ -100,48 +161,3 @@ def _share_statistics(module: CloneModule, accelerator: Accelerator) -> None:
     for buffer in module.buffers():
         if module.training and buffer.is_floating_point():
             buffer.copy_(accelerator.reduce(buffer, "mean"))
-
-
-def distillation_loss(output: tuple[Tensor, ...], lesson: Lesson, labels: Tensor, anchored: bool) -> Tensor:
-    """How far the module is from what it should say: KL over the cloned classes and "something else".
-
-    On images of the cloned classes the goal is half the source's distribution, half the label; on the target's images it is
-    "something else". Both sides weigh the same, whatever their numbers.
-
-    Args:
-        output: clone logits [B, K], reject logit [B], and whatever follows.
-        lesson: the source on the same images.
-        labels: position among the cloned classes [B]; -1 for the target's images.
-        anchored: also keep the level of the clone logits that of the source's, which a softmax does not see.
-    """
-    cloned, reject = output[:2]
-    logits = torch.cat([cloned, reject[:, None]], 1)
-    taught = torch.cat([lesson.cloned, lesson.rejected[:, None]], 1).softmax(1)
-    truth = F.one_hot(torch.where(labels >= 0, labels, cloned.shape[1]), logits.shape[1])
-    goal = torch.where(labels[:, None] >= 0, (taught + truth) / 2, truth)
-    new = (labels >= 0).float()
-    sides = 1 + (new.min() != new.max())
-    weight = (new / new.sum().clamp_min(1) + (1 - new) / (1 - new).sum().clamp_min(1)) / sides
-    loss = (F.kl_div(logits.log_softmax(1), goal, reduction="none").sum(1) * weight).sum()
-    if anchored:
-        error = ((cloned - lesson.cloned) ** 2).mean(1) / (1 + lesson.cloned.var(correction=0))
-        loss = loss + ANCHOR * (error * weight).sum()
-    return loss
-
-
-def augmented(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
-    """Each image [B, C, H, W] shifted by up to an eighth of its size, zeros coming in, and by chance mirrored."""
-    count, _, height, width = images.shape
-
-    def positions(size: int, mirror: bool) -> Tensor:
-        margin = size // 8
-        start = torch.randint(2 * margin + 1, (count, 1), generator=generator)
-        order = torch.arange(size).expand(count, size)
-        if mirror:
-            order = torch.where(torch.rand(count, 1, generator=generator) < 0.5, order.flip(1), order)
-        return (start + order).to(images.device)
-
-    rows, columns = positions(height, False), positions(width, flip)
-    padded = F.pad(images, [width // 8] * 2 + [height // 8] * 2)
-    which = torch.arange(count, device=images.device)[:, None, None]
-    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

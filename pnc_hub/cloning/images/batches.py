@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,6 +164,10 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    def counts(self) -> Counter[tuple[int, int]]:
+        """How often a pass shows each image, by its key."""
+        return Counter(images.key(position) for images, position in self._entries)
 
     def __iter__(self) -> Iterator[tuple[Shown, Tensor]]:
         for positions, labels, read in self._batches:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pnc_hub.cloning.images.copies import Copies
 from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.images.kept import PICTURE, Kept
 
@@ -30,7 +32,11 @@ class Shown:
     ) -> None:
         """``members`` are (set, position); ``read`` holds those that another process has decoded already."""
         self.members, self.kept, self.device, self.change = members, kept, device, change
-        self.keys = [images.key(position) for images, position in members]
+        self.copies: tuple[Copies, Sequence[int]] | None = (
+            None  # which copy of each is shown, where not the image itself
+        )
+        self._read = [images.key(position) for images, position in members]
+        self.keys: list[Any] = self._read
         self._unkept: dict[int, Tensor] = {}  # pictures for which there was no room, for as long as the batch is in use
         for row, picture in enumerate(read):
             if picture is not None:
@@ -51,16 +57,38 @@ class Shown:
         same.change = change
         return same
 
+    def only(self, rows: Sequence[int]) -> Shown:
+        """Those at ``rows``."""
+        some = copy.copy(self)
+        some.members, some.keys = [self.members[row] for row in rows], [self.keys[row] for row in rows]
+        some._read = [self._read[row] for row in rows]
+        some._unkept = {new: self._unkept[row] for new, row in enumerate(rows) if row in self._unkept}
+        if self.copies is not None:
+            some.copies = self.copies[0], [self.copies[1][row] for row in rows]
+        return some
+
+    def copied(self, copies: Copies, numbers: Sequence[int]) -> Shown:
+        """That copy of each image whose number is in ``numbers`` [B]; 0 is the image itself, under the key that it has."""
+        same = copy.copy(self)
+        same.copies = copies, numbers
+        named = zip(self._read, numbers, strict=True)
+        same.keys = [(*key, copies, number) if number else key for key, number in named]
+        return same
+
     def _picture(self, row: int) -> Tensor:
         images, position = self.members[row]
-        stored = self._unkept.get(row, self.kept.get(PICTURE, self.keys[row]))
+        stored = self._unkept.get(row, self.kept.get(PICTURE, self._read[row]))
         if stored is None:
             stored = images.stored(position)
             self._keep(row, stored)
-        return images.normalised(stored)
+        picture = images.normalised(stored)
+        if self.copies is None:
+            return picture
+        copies, numbers = self.copies
+        return copies.of(picture, images.indices[position], numbers[row])
 
     def _keep(self, row: int, picture: Tensor) -> None:
-        if not self.kept.put(PICTURE, [self.keys[row]], picture[None]):
+        if not self.kept.put(PICTURE, [self._read[row]], picture[None]):
             self._unkept[row] = picture
 
 
@@ -80,19 +108,26 @@ class Remembered:
             return self._compute(images, names)
         known = {name: [images.kept.get((self, name), key) for key in images.keys] for name in names}
         missing = [row for row in range(len(images)) if any(rows[row] is None for rows in known.values())]
-        if missing:
-            unknown = [name for name, rows in known.items() if any(row is None for row in rows)]
+        unknown = [name for name, rows in known.items() if any(row is None for row in rows)]
+        for some in _in_parts(images, missing):
             with torch.inference_mode():
-                computed = self._compute(images.pixels(missing), unknown)
-            keys = [images.keys[row] for row in missing]
+                computed = self._compute(images.pixels(some), unknown)
+            keys = [images.keys[row] for row in some]
             for name, rows in computed.items():
                 images.kept.put((self, name), keys, rows if name in self._exact else _halved(rows))
-                for row, value in zip(missing, rows, strict=True):
+                for row, value in zip(some, rows, strict=True):
                     known[name][row] = value
         return {
             name: torch.stack([row.to(images.device) for row in rows if row is not None]).float()
             for name, rows in known.items()
         }
+
+
+def _in_parts(images: Shown, rows: list[int]) -> Iterator[list[int]]:
+    """``rows`` in as many parts as memory likes; an accelerator takes all at once."""
+    _, height, width = images.members[0][0].preprocess.input_size
+    size = max(1, PIXELS // (height * width)) if images.device.type == "cpu" else len(rows)
+    yield from (rows[start : start + size] for start in range(0, len(rows), max(1, size)))
 
 
 def _halved(rows: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from pnc_hub import fusion
-from pnc_hub.cloning.fitting.refine import Recipe, distillation_loss, refine
+from pnc_hub.cloning.fitting.goal import Goal
+from pnc_hub.cloning.fitting.refine import Recipe, refine
 from pnc_hub.cloning.fitting.stitch import Candidate
 from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.measuring.evaluate import gather
@@ -23,10 +24,10 @@ from pnc_hub.models.cost import macs, parameters
 from pnc_hub.models.insertion import empty
 from pnc_hub.module import CloneModule
 
-MAX_IMAGES = 2000  # of each side, by which trials are compared
+MAX_IMAGES = 500  # of each side, by which trials are compared
 # Successive halving: so many candidates are refined for this share of the passes, or for so many steps if those are more (a
 # few tell nothing of early cuts, which learn most and begin worst), and the best go on.
-ROUNDS: tuple[tuple[int, float, int], ...] = ((8, 0.04, 40), (3, 0.08, 80), (1, 1.0, 0))
+ROUNDS: tuple[tuple[int, float, int], ...] = ((8, 0.04, 40), (2, 0.08, 60), (1, 1.0, 0))
 # Of a tail of up to so many times what it may have, little is removed.
 WHOLE = 1.1
 
@@ -140,17 +141,16 @@ def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, 
     pair = (trial.candidate.insertion.name, trial.candidate.cut.name)
     bar.set_description(" -> ".join(pair))
     held_out = batches.mixed("choose", each=MAX_IMAGES)
+    known: list[Goal] = []  # of all held-out images together, so that both sides weigh the same
 
     def score(module: CloneModule) -> float:
-        """Minus the distillation loss over all held-out images together, so that both sides weigh the same."""
+        """Minus the distance from the goal over all held-out images."""
+        if not known:
+            lesson = gather(lambda images: {"lesson": networks.teach(images)[:2]}, held_out)
+            cloned, rejected = lesson["lesson"]
+            known.append(Goal.of(Lesson(cloned, rejected, cloned, {}), lesson["labels"], recipe.anchored))
+        said = gather(lambda images: {"said": module(networks.target.feature(images, pair[0]))[:2]}, held_out)
+        return -float(known[0].distance(said["said"]))
 
-        def answers(images: Tensor) -> dict[str, Any]:
-            lesson = networks.teach(images)
-            output = module(networks.target.feature(images, pair[0]))[:2]
-            return {"output": output, "cloned": lesson.cloned, "rejected": lesson.rejected}
-
-        together = gather(answers, held_out)
-        lesson = Lesson(together["cloned"], together["rejected"], together["cloned"], {})
-        return -float(distillation_loss(together["output"], lesson, together["labels"], recipe.anchored))
-
-    trial.score = refine(trial.module, networks, batches, pair, recipe, score, bar.update)
+    best = trial.score if trial.score > float("-inf") else None
+    trial.score = refine(trial.module, networks, batches, pair, recipe, score, bar.update, best)
