@@ -21,6 +21,7 @@ from pnc_hub.cloning.measuring.evaluate import source_alone
 from pnc_hub.cloning.named import named_arguments, named_model
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.package import package, source_config
+from pnc_hub.cloning.search.phases import begin
 from pnc_hub.cloning.search.select import best_clone
 from pnc_hub.cloning.search.trials import Size
 from pnc_hub.cloning.session import MAX_REPORT_IMAGES, Session
@@ -128,7 +129,7 @@ def clone(
     if attachment.attachments(source):
         source = copy.deepcopy(source)
         attachment.detach(source)
-    with session.running("search", unit="step") as bar:
+    with session.running("look at the models", unit="step") as bar:
         data = open_dataset(data, seed)
         wanted = resolve_classes(classes, source)
         networks = Networks(source, target, list(wanted.values()), session.accelerator.device)
@@ -147,7 +148,7 @@ def clone(
         passes = _passes(batches, networks) if epochs is None else epochs
         recipe = Recipe(passes, learning_rate, tune, universal, flip, anchored=not covered)
         learned, curve = best_clone(networks, batches, (insertion, cut), size, recipe, locality_budget, bar)
-        bar.set_description("measure")
+        begin(bar, "measure")
         result = package(learned, networks, described, wanted, target_id, target)
         adapter = result.config.adapters[0]
         album = Album(networks.target.preprocess, class_names_of(target, target_data), result.labels)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from pnc_hub.artifact import files
 from pnc_hub.artifact.assembly import rebuilt
 from pnc_hub.attachment.plan import check_target, unwrapped
-from pnc_hub.cloning.fitting import stitch
+from pnc_hub.cloning.fitting.stitch import Candidate, Stitches
 from pnc_hub.cloning.images.batches import PARTS, Batches, Loader
 from pnc_hub.cloning.images.classes import FEW, covers, relabel_target
 from pnc_hub.cloning.images.data import Images, open_dataset
@@ -29,7 +29,7 @@ from pnc_hub.cloning.measuring.evaluate import accuracy, gather
 from pnc_hub.cloning.named import named_model
 from pnc_hub.cloning.networks import OUTPUT, Lesson, Reader
 from pnc_hub.cloning.package import extend
-from pnc_hub.cloning.search.curve import Judged, judge
+from pnc_hub.cloning.search.curve import Judged, insertion_curve
 from pnc_hub.cloning.search.learned import Learned, with_gates
 from pnc_hub.cloning.search.select import search_pairs
 from pnc_hub.cloning.session import MAX_REPORT_IMAGES, Session
@@ -239,14 +239,17 @@ def _fitted(
 ) -> tuple[Learned, list[Judged]]:
     """The best adapter before the clone's own tail and head, with its gate; and the curve it was chosen from."""
     pairs = search_pairs(recalled, (insertion, recalled.cut.name))
-    fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES) for part in ("fit", "choose"))
-    candidates = stitch.search(recalled, batches.accelerator, fit, held_out, pairs, batches.seed)
+    stitches = Stitches(recalled, batches, pairs, MAX_RIDGE_IMAGES)
+    for _ in stitches.read():
+        pass
     bar.update()
     tail, head = recalled.module.tail, recalled.module.head
-    curve = judge(recalled, batches, [(one, CloneModule(one.adapter, tail, head)) for one in candidates])
-    bar.update()
-    module = CloneModule(curve[0].candidate.adapter, tail, head)
-    return with_gates(module, curve[0], recalled, batches, budget, False), curve
+
+    def whole(candidate: Candidate) -> CloneModule:
+        return CloneModule(candidate.adapter, tail, head)
+
+    curve = insertion_curve(recalled, batches, stitches, whole, lambda judged: bar.update())
+    return with_gates(whole(curve[0].candidate), curve[0], recalled, batches, budget, False), curve
 
 
 def _agreement(learned: Learned, recalled: Recalled, batches: Batches) -> float:

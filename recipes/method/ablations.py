@@ -55,17 +55,16 @@ def no_features() -> AbstractContextManager:
 
 def random_adapter() -> AbstractContextManager:
     """Adapters with random weights in place of the closed form."""
-    closed = stitch.search
+    closed = stitch.Stitches.candidate
 
-    def search(*arguments: Any) -> list[stitch.Candidate]:
-        candidates = closed(*arguments)
-        for candidate in candidates:
-            for layer in candidate.adapter.modules():
-                if hasattr(layer, "reset_parameters"):
-                    layer.reset_parameters()
-        return candidates
+    def candidate(*arguments: Any) -> stitch.Candidate:
+        made = closed(*arguments)
+        for layer in made.adapter.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+        return made
 
-    return patch.object(stitch, "search", search)
+    return patch.object(stitch.Stitches, "candidate", candidate)
 
 
 def random_units() -> AbstractContextManager:

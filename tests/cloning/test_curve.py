@@ -6,13 +6,14 @@ from accelerate import Accelerator
 from common import images, tiny_model
 from torch.utils.data import TensorDataset
 
-from pnc_hub.cloning.fitting import stitch
+from pnc_hub.cloning.fitting.stitch import Stitches
 from pnc_hub.cloning.images.batches import Batches, Split
 from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.networks import Networks
-from pnc_hub.cloning.search.curve import Judged, _ranked, insertion_curve
+from pnc_hub.cloning.search.curve import SHORTLIST, Judged, _ranked, insertion_curve
 from pnc_hub.models.cost import macs
 from pnc_hub.models.insertion import InsertionPoint, empty
+from pnc_hub.module import CloneModule
 
 CPU = torch.device("cpu")
 
@@ -43,11 +44,16 @@ def prepared(networks):
 def curve(networks, prepared, pairs=None):
     points, cuts = networks.target.skeleton.points, networks.cuts()
     pairs = pairs or [("layer1.1", "layer1.1"), ("layer1.1", "layer3.1"), ("layer3.1", "layer3.1")]
-    fit, held_out = (prepared.mixed(part) for part in ("fit", "choose"))
-    named = [(points[target], cuts[source]) for target, source in pairs]
-    found = stitch.search(networks, prepared.accelerator, fit, held_out, named, 0)
+    stitches = Stitches(networks, prepared, [(points[target], cuts[source]) for target, source in pairs], 250)
     head = networks.head_rows((torch.zeros(1, networks.width), torch.zeros(1)))
-    return insertion_curve(networks, prepared, found, head)
+
+    def whole(candidate):
+        return CloneModule(candidate.adapter, networks.tail(candidate.cut.name), head)
+
+    promised = []
+    found = insertion_curve(networks, prepared, stitches, whole, promised.append)
+    assert promised[0].candidate in [place.candidate for place in found]
+    return found
 
 
 def test_the_same_place_of_the_same_network_is_best(networks, prepared):
@@ -101,3 +107,12 @@ def test_cost_is_that_of_adapter_tail_and_head(networks, prepared):
 def test_macs_of_a_linear_layer_are_its_weights():
     point = InsertionPoint("pooled", 5, 32, "NC", (1, 1))
     assert macs(torch.nn.Linear(5, 7), empty(point)) == 35
+
+
+def test_a_long_list_of_pairs_is_not_looked_at_whole_and_the_best_is_found(networks, prepared):
+    """Places that match perfectly lie on a line: those of the same network."""
+    points = [name for name, point in networks.cuts().items() if point.layout == "NCHW"]
+    pairs = [(early, late) for early in points for late in points if early <= late]
+    found = curve(networks, prepared, pairs)
+    assert SHORTLIST < len(found) < len(pairs)
+    assert found[0].match > 0.99

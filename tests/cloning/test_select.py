@@ -15,9 +15,10 @@ from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.measuring.evaluate import gather
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.cloning.pruning.local_set import local_set
+from pnc_hub.cloning.search import trials
 from pnc_hub.cloning.search.curve import Judged
 from pnc_hub.cloning.search.select import best_clone, reject_rows
-from pnc_hub.cloning.search.trials import ROUNDS, Size, promising
+from pnc_hub.cloning.search.trials import Size, promising
 from pnc_hub.errors import InsertionPointError, SourceError
 from pnc_hub.models.cost import macs
 from pnc_hub.models.insertion import empty
@@ -58,26 +59,32 @@ def choose(
     return best_clone(networks, prepared, fixed, size, recipe, budget, tqdm(disable=True))
 
 
-def test_each_stage_tries_its_best_and_its_best_of_the_same_size(networks, prepared):
+def test_the_best_and_the_best_that_hardly_needs_pruning_are_tried_then_others(networks, prepared, monkeypatch):
     points, cuts = networks.target.skeleton.points, networks.cuts()
 
     def place(target, source):
         candidate = Candidate(points[target], cuts[source], Adapter(points[target], cuts[source]))
         return Judged(candidate, *[0.5] * 4, sizes[source], 0)
 
-    def tried(names, room):
-        found = promising(networks, prepared, [place(*pair) for pair in names], head, Size(room))
+    def tried(names, room, closed=False):
+        places = [place(*pair) for pair in names]
+        found = promising(networks, prepared, places, head, Size(room), closed, tqdm(disable=True))
         return {(one.candidate.insertion.name, one.candidate.cut.name) for one in found}
 
     sizes = {"layer2.0": 10, "layer2.1": 9, "layer4.1": 8, "global_pool": 7}
-    names = [("stages.1", "global_pool"), ("stages.1", "layer2.1"), ("stages.1", "layer2.0"), ("stages.2", "layer4.1")]
+    names = [("stages.1", "global_pool"), ("stages.2", "layer4.1"), ("stages.1", "layer2.1"), ("stages.1", "layer2.0")]
     head = networks.head_rows(reject_rows(networks, prepared))
-    assert tried(names, networks.parameters * 2) == {names[0], names[1], names[3]}
-    assert len(names) <= ROUNDS[0][0]
+    assert tried(names, networks.parameters * 2) == set(names)
+    assert tried(names, networks.parameters * 2, closed=True) == {names[0]}
+    monkeypatch.setattr(trials, "TRIALS", 3)
+    assert tried(names, networks.parameters * 2) == set(names[:3])
     sizes |= {"layer2.1": 10 * networks.parameters, "layer4.1": networks.parameters}  # before pruning
-    names = [("stages.1", "layer2.1"), ("stages.1", "layer2.0"), ("stages.1", "layer4.1")]
     sizes["layer2.0"] = sizes["layer2.1"]
-    assert tried(names, networks.parameters) == {names[0], names[2]}
+    names = [("stages.1", "layer2.1"), ("stages.1", "layer2.0"), ("stages.1", "layer4.1")]
+    assert tried(names, networks.parameters, closed=True) == set(names)
+    monkeypatch.setattr(trials, "TRIALS", 2)
+    for closed in (False, True):
+        assert tried(names, networks.parameters, closed) == {names[0], names[2]}
 
 
 def test_the_reject_row_stands_for_the_sources_other_classes(networks, prepared):
@@ -179,4 +186,4 @@ def test_a_budget_holds_on_the_images_it_was_calibrated_on(networks, prepared, b
         return dict(zip(EVIDENCE, (logits, *learned.module(features["stages.1"])), strict=True))
 
     old = Evidence(**gather(read, Pixels(fresh.loader([fresh.target.calibrate]))))
-    assert (old.margin(learned.gate) > 0).float().mean() <= budget
+    assert (old.margin(learned.gate) > 1e-5).float().mean() <= budget

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pnc_hub
 from cloning.learning import CLASSES, learn, squares
+from pnc_hub.cloning.search.curve import SHORTLIST
 from pnc_hub.hub.clone import Clone
 
 T = 7
@@ -174,15 +175,15 @@ def test_a_budget_that_nothing_fits_is_refused_and_says_what_to_do(source, targe
 def test_the_curve_is_of_all_places_best_first(source, target, searched):
     curve = searched.curve
     assert {place["insertion"] for place in curve} <= {point.name for point in pnc_hub.insertion_points(target)}
-    assert len({(place["insertion"], place["cut"]) for place in curve}) == len(curve) > 12
-    looked_at_again = curve[:12]
+    assert len({(place["insertion"], place["cut"]) for place in curve}) == len(curve) > SHORTLIST
+    looked_at_again = curve[:SHORTLIST]
     by_gate = [(-round(place["auroc"], 3), -round(place["match"], 1), place["macs"]) for place in looked_at_again]
     by_accuracy = [(-place["avg_u"], -place["auroc"]) for place in looked_at_again]
     assert any(  # the first few are as good as the best, and in the order of their gates
         by_gate[:alike] == sorted(by_gate[:alike])
         and by_accuracy[alike:] == sorted(by_accuracy[alike:])
         and max(by_accuracy[:alike])[0] <= min(by_accuracy[alike:], default=(0.0,))[0]
-        for alike in range(1, 13)
+        for alike in range(1, SHORTLIST + 1)
     )
     assert searched.report["insertion"] in {place["insertion"] for place in curve}
     for place in curve:

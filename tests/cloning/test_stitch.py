@@ -6,10 +6,13 @@ from accelerate import Accelerator
 from common import images, tiny_model
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.data import TensorDataset
 
 from pnc_hub.cloning.fitting import stitch
 from pnc_hub.cloning.fitting.ridge import RIDGES, Moments, fit_rows, ridge
-from pnc_hub.cloning.fitting.stitch import admissible_pairs, search
+from pnc_hub.cloning.fitting.stitch import Stitches, admissible_pairs
+from pnc_hub.cloning.images.batches import Batches, Split
+from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.networks import Networks
 from pnc_hub.models.insertion import INPUT, InsertionPoint, to_maps
 
@@ -124,8 +127,12 @@ def test_a_long_stage_gives_a_few_points_evenly_spread_with_its_last():
     assert [target.name for target, _ in found] == [f"block{number}" for number in range(step, 13, step)]
 
 
-def batches(seed, count=40):
-    return [(part, None) for part in images(count, seed).split(16)]
+def candidates(networks, pairs, seed=0):
+    """Every pair with its adapter, fitted on 40 images."""
+    shown = Images(TensorDataset(images(50, 1), torch.zeros(50)), networks.target.preprocess, {0: 0})
+    batches = Batches(Split.of(shown, 0), None, Accelerator(cpu=True), 16, 0, seed)
+    stitches = Stitches(networks, batches, pairs, 40)
+    return [stitches.candidate(*pair) for pair in pairs]
 
 
 @torch.no_grad()
@@ -142,7 +149,7 @@ def test_the_same_place_of_the_same_network_matches_perfectly(family):
     model = tiny_model(family)
     networks = Networks(model, model, [0, 1], CPU)
     pairs = admissible_pairs(networks.target.skeleton.points, networks.cuts(), None, None)
-    found = search(networks, Accelerator(cpu=True), batches(1), batches(2), pairs, seed=0)
+    found = candidates(networks, pairs)
     assert {(candidate.insertion, candidate.cut) for candidate in found} == set(pairs)
     fits = {(one.insertion.name, one.cut.name): match(networks, one) for one in found}
     same = [fit for (target, source), fit in fits.items() if target == source]
@@ -158,7 +165,7 @@ def test_an_exactly_linear_relation_between_two_networks_is_recovered():
     source.layer1[1].act2 = nn.Sequential(target.layer1[1].act2, _Mix(mix))
     networks = Networks(source, target, [0], CPU)
     pair = networks.target.skeleton.points["layer1.1"], networks.cuts()["layer1.1"]
-    (found,) = search(networks, Accelerator(cpu=True), batches(1), batches(2), [pair], seed=0)
+    (found,) = candidates(networks, [pair])
     _, read = networks.target(images(2, 5), ["layer1.1"])
     expected = networks.teach(images(2, 5), ["layer1.1"]).features["layer1.1"]
     assert_close(to_maps(found.adapter(read["layer1.1"]), pair[1]), expected, rtol=0, atol=0.01)
@@ -175,11 +182,23 @@ class _Mix(nn.Module):
         return torch.einsum("oc,bchw->bohw", self.weight, maps)
 
 
+def test_both_networks_look_at_each_image_once_however_many_adapters_are_asked_for():
+    networks = Networks(tiny_model("resnet"), tiny_model("convnext"), [0], CPU)
+    seen = []
+    for reader in (networks.target, networks.source):
+        reader.model.register_forward_pre_hook(lambda _module, given: seen.append(len(given[0])))
+    pairs = admissible_pairs(networks.target.skeleton.points, networks.cuts(), "stages.2", None)
+    shown = Images(TensorDataset(images(50, 1), torch.zeros(50)), networks.target.preprocess, {0: 0})
+    stitches = Stitches(networks, Batches(Split.of(shown, 0), None, Accelerator(cpu=True), 16, 0, 0), pairs, 40)
+    assert list(stitches.read()) == [4] * 4  # 35 images to fit, 5 to choose
+    assert sum(seen) == 2 * 40
+    assert [stitches.candidate(*pair) for pair in pairs]
+    assert sum(seen) == 2 * 40
+
+
 def test_the_search_is_reproducible():
     networks = Networks(tiny_model("resnet"), tiny_model("convnext"), [0], CPU)
     pairs = [(networks.target.skeleton.points["stages.0"], networks.cuts()["layer1.1"])]
-    first, again, other = (
-        search(networks, Accelerator(cpu=True), batches(1), batches(2), pairs, seed)[0] for seed in (0, 0, 1)
-    )
+    first, again, other = (candidates(networks, pairs, seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first.adapter.map.weight, again.adapter.map.weight)
     assert match(networks, other) == pytest.approx(match(networks, first), abs=0.2)

@@ -10,11 +10,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+CHUNK = 4096  # rows that are multiplied in single precision
+CHOOSING = 64  # columns by which a penalty is chosen
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 class Moments:
-    """X'X, X'Y and the diagonal of Y'Y of rows seen so far, in float64; x gets a constant column for the bias.
+    """X'X, X'Y and the diagonal of Y'Y of rows seen so far, summed in float64; x gets a constant column for the bias.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [2.0]])
@@ -30,12 +32,22 @@ class Moments:
         self.cross: Any = 0.0
         self.square: Any = 0.0
 
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, gram: Tensor | None = None) -> Moments:
+        """Those of rows x [N, C] and y [N, D]; ``gram`` is the first of them where it is known."""
+        seen = cls()
+        if len(x):
+            seen.gram = summed(x, with_constant(x)) if gram is None else gram
+            seen.cross, seen.square = summed(x, y), (y * y).sum(0).double()
+        return seen
+
     def add(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
         """Rows x [N, C] and y [N, D], which count as much as ``weight`` [N] says, or all alike."""
-        x, y = with_constant(x.double()), y.double()
+        x = with_constant(x)
         weighted_x, weighted_y = (x, y) if weight is None else (x * weight[:, None], y * weight[:, None])
-        self.gram, self.cross = self.gram + weighted_x.T @ x, self.cross + weighted_x.T @ y
-        self.square = self.square + (weighted_y * y).sum(0)
+        self.gram = self.gram + (weighted_x.T @ x).double()
+        self.cross = self.cross + (weighted_x.T @ y).double()
+        self.square = self.square + (weighted_y * y).sum(0).double()
 
     def reduced(self, accelerator: Accelerator) -> Moments:
         """Summed over processes, of which some may have seen no rows."""
@@ -50,11 +62,10 @@ class Moments:
         """Weights [C + 1, D] that minimise the squared error, see ``solve``."""
         return solve(self.gram, self.cross, strength, free_bias=free_bias)
 
-    def error(self, weights: Tensor, columns: slice = slice(None)) -> float:
-        """Summed squared error of ``weights`` [C + 1, D] on these rows, in some columns of y."""
-        weights = weights[:, columns]
-        fitted = (weights * (self.gram @ weights)).sum() - 2 * (weights * self.cross[:, columns]).sum()
-        return float(fitted + self.square[columns].sum())
+    def error(self, weights: Tensor) -> float:
+        """Summed squared error of ``weights`` [C + 1, D] on these rows."""
+        fitted = (weights * (self.gram @ weights)).sum() - 2 * (weights * self.cross).sum()
+        return float(fitted + self.square.sum())
 
 
 def solve(gram: Tensor, cross: Tensor, strength: float, constant: bool = True, free_bias: bool = True) -> Tensor:
@@ -73,8 +84,21 @@ def solve(gram: Tensor, cross: Tensor, strength: float, constant: bool = True, f
 
 
 def ridge(fit: Moments, held_out: Moments) -> Tensor:
-    """The ridge solution whose penalty does best on held-out rows: weights [C + 1, D]."""
-    return min((fit.solve(strength) for strength in RIDGES), key=held_out.error)
+    """The ridge solution whose penalty does best on held-out rows: weights [C + 1, D].
+
+    Of many columns of y some, evenly spread, choose the penalty.
+    """
+    few = slice(None, None, max(1, fit.cross.shape[1] // CHOOSING))
+    tried = {strength: solve(fit.gram, fit.cross[:, few], strength) for strength in RIDGES}
+    some = Moments()
+    some.gram, some.cross, some.square = held_out.gram, held_out.cross[:, few], held_out.square[few]
+    return fit.solve(min(tried, key=lambda strength: some.error(tried[strength])))
+
+
+def summed(x: Tensor, y: Tensor) -> Tensor:
+    """X'Y [C + 1, D] of rows x [N, C], which get a constant column, and y [N, D], in float64."""
+    parts = zip(x.split(CHUNK), y.split(CHUNK), strict=True)
+    return torch.stack([(with_constant(one).T @ other).double() for one, other in parts]).sum(0)
 
 
 def fit_rows(

@@ -9,23 +9,25 @@ similar two layers look.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pnc_hub.cloning.fitting.ridge import RIDGES, Moments, ridge
+from pnc_hub.cloning.fitting.ridge import Moments, ridge, summed, with_constant
+from pnc_hub.cloning.images.batches import Batches
+from pnc_hub.cloning.images.shown import Shown
 from pnc_hub.cloning.networks import SourceAndTarget
 from pnc_hub.models.insertion import INPUT, InsertionPoint, to_maps
 from pnc_hub.models.preprocess import resize
 from pnc_hub.module import Adapter
 
-POSITIONS = 64
+POSITIONS = 32  # of a map that are looked at
 PER_STAGE = 2
+PARTS = ("fit", "choose")
 
 
 @dataclass
@@ -35,10 +37,6 @@ class Candidate:
     insertion: InsertionPoint  # where the target is read
     cut: InsertionPoint  # where the source is cut
     adapter: Adapter  # the closed-form adapter between them
-
-
-# by insertion point and the cut's grid: the cuts whose maps are fitted side by side
-Stages = dict[tuple[InsertionPoint, tuple[int, int]], list[InsertionPoint]]
 
 
 def admissible_pairs(
@@ -59,62 +57,85 @@ def admissible_pairs(
     return [(at, after) for at in tried_points for after in tried_cuts if fits(at, after)]
 
 
-def search(
-    networks: SourceAndTarget,
-    accelerator: Accelerator,
-    fit: Iterable[Any],
-    held_out: Iterable[Any],
-    pairs: list[tuple[InsertionPoint, InsertionPoint]],
-    seed: int,
-) -> list[Candidate]:
-    """Every pair with its closed-form adapter, fitted on batches of (images, whatever), the penalty chosen on others.
+class Stitches:
+    """Adapters in closed form, each solved when it is first asked for.
 
-    Positions of large maps are sampled by ``seed``.
+    One pass of both networks gives every feature (``read``); the rows of a regression are drawn from what is kept of it.
     """
-    stages: Stages = {}
-    for insertion, cut in pairs:
-        stages.setdefault((insertion, cut.grid), []).append(cut)
-    fitted, held = (_collect(networks, accelerator, batches, stages, seed) for batches in (fit, held_out))
-    candidates = []
-    for (insertion, grid), cuts in stages.items():
-        solutions = [fitted[insertion, grid].solve(strength) for strength in RIDGES]
-        for cut, end in zip(cuts, accumulate(cut.channels for cut in cuts), strict=True):
-            columns = slice(end - cut.channels, end)
-            best = min(solutions, key=lambda weights: held[insertion, grid].error(weights, columns))
-            adapter = Adapter(insertion, cut, device=networks.device).requires_grad_(False)
-            _set(adapter.map, best[:, columns])
-            if adapter.prefix is not None:
-                _set(adapter.prefix, ridge(fitted[insertion, cut], held[insertion, cut]))
-            candidates.append(Candidate(insertion, cut, adapter))
-    return candidates
 
+    def __init__(
+        self, networks: SourceAndTarget, batches: Batches, pairs: list[tuple[InsertionPoint, InsertionPoint]], each: int
+    ) -> None:
+        """For ``pairs``, on at most ``each`` images of each side; the penalty is chosen on images that are held out."""
+        self.pairs, self._networks, self._batches, self._each = pairs, networks, batches, each
+        self._rows: dict[Any, list[Tensor]] = {}
+        self._grams: dict[Any, list[Tensor | None]] = {}
+        self._positions: dict[tuple[int, int], Tensor] = {}
 
-@torch.no_grad()
-def _collect(
-    networks: SourceAndTarget, accelerator: Accelerator, batches: Iterable[Any], stages: Stages, seed: int
-) -> dict[Any, Moments]:
-    """Moments of the maps by (insertion point, grid), of all cuts of that grid side by side; of class tokens by pair."""
-    moments: dict[Any, Moments] = {stage: Moments() for stage in stages}
-    for (insertion, _), cuts in stages.items():
-        moments |= {(insertion, cut): Moments() for cut in cuts if cut.prefix_tokens}
-    names = {cut.name for cuts in stages.values() for cut in cuts}
-    # the same positions in every image, so that it does not matter which process reads which
-    positions = {}
-    for _, grid in stages:
-        order = torch.randperm(math.prod(grid), generator=torch.Generator().manual_seed(seed))
-        positions[grid] = order[:POSITIONS].to(networks.device)
-    for images, _ in batches:
-        _, features = networks.target(images, {insertion.name for insertion, _ in stages})
-        taught = networks.teach(images, names).features
-        for (insertion, grid), cuts in stages.items():
-            maps = resize(to_maps(features[insertion.name], insertion), grid)
-            goals = [_rows(to_maps(taught[cut.name], cut), positions[grid]) for cut in cuts]
-            moments[insertion, grid].add(_rows(maps, positions[grid]), torch.cat(goals, 1))
-            for cut in cuts:
-                if cut.prefix_tokens:
-                    tokens = taught[cut.name][:, : cut.prefix_tokens].flatten(1)
-                    moments[insertion, cut].add(maps.mean((2, 3)), tokens)
-    return {key: value.reduced(accelerator) for key, value in moments.items()}
+    def read(self) -> Iterator[int]:
+        """Let both networks look at the images, batch by batch; gives how many batches there are, at each."""
+        points, cuts = {insertion.name for insertion, _ in self.pairs}, {cut.name for _, cut in self.pairs}
+        loaders = [self._batches.mixed(part, each=self._each) for part in PARTS]
+        total = sum(map(len, loaders))
+        for images, _ in chain.from_iterable(loaders):
+            self._networks.target(images, points)
+            self._networks.teach(images, cuts)
+            yield total
+
+    def candidate(self, insertion: InsertionPoint, cut: InsertionPoint) -> Candidate:
+        """One of ``pairs`` with its adapter."""
+        adapter = Adapter(insertion, cut, device=self._networks.device).requires_grad_(False)
+        at = (insertion, cut.grid)
+        _set(adapter.map, self._solved(at, self._given(*at), self._maps(cut)))
+        if adapter.prefix is not None:
+            _set(adapter.prefix, self._solved((*at, "mean"), self._means(*at), self._tokens(cut)))
+        return Candidate(insertion, cut, adapter)
+
+    def _solved(self, key: Any, given: list[Tensor], wanted: list[Tensor]) -> Tensor:
+        """Weights [C + 1, D] of the regression of ``wanted`` on ``given``, both by part; ``key`` is that of ``given``."""
+        if key not in self._grams:
+            self._grams[key] = [summed(x, with_constant(x)) if len(x) else None for x in given]
+        moments = map(Moments.of, given, wanted, self._grams[key])
+        return ridge(*(part.reduced(self._batches.accelerator) for part in moments))
+
+    def _given(self, insertion: InsertionPoint, grid: tuple[int, int]) -> list[Tensor]:
+        """[N * positions, C] in each part: the target's map at that resolution."""
+        return self._drawn((insertion, grid), lambda images: self._sampled(self._target(images, insertion, grid)))
+
+    def _means(self, insertion: InsertionPoint, grid: tuple[int, int]) -> list[Tensor]:
+        """[N, C] in each part: its mean over the map."""
+        return self._drawn((insertion, grid, "mean"), lambda images: self._target(images, insertion, grid).mean((2, 3)))
+
+    def _maps(self, cut: InsertionPoint) -> list[Tensor]:
+        """[N * positions, C] in each part: the source's map."""
+        return self._drawn(cut, lambda images: self._sampled(to_maps(self._source(images, cut), cut)))
+
+    def _tokens(self, cut: InsertionPoint) -> list[Tensor]:
+        """[N, tokens * C] in each part: the source's class tokens."""
+        return self._drawn((cut, "tokens"), lambda images: self._source(images, cut)[:, : cut.prefix_tokens].flatten(1))
+
+    def _target(self, images: Shown, insertion: InsertionPoint, grid: tuple[int, int]) -> Tensor:
+        return resize(to_maps(self._networks.target.feature(images, insertion.name), insertion), grid)
+
+    def _source(self, images: Shown, cut: InsertionPoint) -> Tensor:
+        return self._networks.teach(images, [cut.name]).features[cut.name]
+
+    def _drawn(self, key: Any, rows: Callable[[Shown], Tensor]) -> list[Tensor]:
+        """``rows`` of all images of this process, by part; drawn once."""
+        if key not in self._rows:
+            loaders = (self._batches.mixed(part, each=self._each) for part in PARTS)
+            self._rows[key] = [
+                torch.cat([rows(images) for images, _ in loader] or [torch.empty(0)]) for loader in loaders
+            ]
+        return self._rows[key]
+
+    def _sampled(self, maps: Tensor) -> Tensor:
+        """[B * positions, C]: the same positions in every image, so that it does not matter which process reads which."""
+        grid = (maps.shape[2], maps.shape[3])
+        if grid not in self._positions:
+            order = torch.randperm(math.prod(grid), generator=torch.Generator().manual_seed(self._batches.seed))
+            self._positions[grid] = order[:POSITIONS].to(maps.device)
+        return maps.flatten(2)[:, :, self._positions[grid]].transpose(1, 2).flatten(0, 1)
 
 
 def _per_stage(points: Iterable[InsertionPoint]) -> list[InsertionPoint]:
@@ -127,10 +148,6 @@ def _per_stage(points: Iterable[InsertionPoint]) -> list[InsertionPoint]:
         count = min(PER_STAGE, len(stage))
         chosen += [stage[len(stage) * (turn + 1) // count - 1] for turn in range(count)]
     return chosen
-
-
-def _rows(maps: Tensor, positions: Tensor) -> Tensor:
-    return maps.flatten(2)[:, :, positions].transpose(1, 2).flatten(0, 1)
 
 
 def _set(layer: nn.Linear, weights: Tensor) -> None:

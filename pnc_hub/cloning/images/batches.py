@@ -93,9 +93,8 @@ class Batches:
         """
         entries = [(part, at) for part in parts if part is not None for at in range(len(part))]
         order = torch.Generator().manual_seed(self.seed) if shuffle else None
-        return Loader(
-            self._drawn(entries, most), self.accelerator, self.batch_size, self.workers, self.kept, order, whole=whole
-        )
+        drawn = self._drawn(entries, most)
+        return Loader(drawn, self.accelerator, self.batch_size, self.workers, self.kept, order, whole=whole)
 
     def sides(self, part: str, most: int) -> tuple[Loader, Loader | None]:
         """Batches of at most so many images from that part of each side; the second is None where there are no others."""

@@ -17,6 +17,9 @@ from pnc_hub.cloning.images.kept import PICTURE, Kept
 # and again; of larger batches the pages come new each time, which took two thirds of a MobileNetV2's time.
 PIXELS = 4 * 224 * 224
 HALF_MOST = 60_000.0  # what is larger is not kept in half precision
+LARGEST = (
+    2  # so many times as many numbers as the image has; larger features come early, and are quicker made than kept
+)
 
 
 class Shown:
@@ -107,20 +110,27 @@ class Remembered:
         if isinstance(images, Tensor):
             return self._compute(images, names)
         known = {name: [images.kept.get((self, name), key) for key in images.keys] for name in names}
-        missing = [row for row in range(len(images)) if any(rows[row] is None for rows in known.values())]
-        unknown = [name for name, rows in known.items() if any(row is None for row in rows)]
+        lacking = [name for name, rows in known.items() if any(row is None for row in rows)]
+        missing = [row for row in range(len(images)) if any(known[name][row] is None for name in lacking)]
         for some in _in_parts(images, missing):
+            pixels = images.pixels(some)
             with torch.inference_mode():
-                computed = self._compute(images.pixels(some), unknown)
-            keys = [images.keys[row] for row in some]
-            for name, rows in computed.items():
-                images.kept.put((self, name), keys, rows if name in self._exact else _halved(rows))
-                for row, value in zip(some, rows, strict=True):
+                computed = self._compute(pixels, lacking)
+            for name in lacking:
+                self._keep(images, some, name, computed[name], pixels[0].numel())
+                for row, value in zip(some, computed[name], strict=True):
                     known[name][row] = value
         return {
             name: torch.stack([row.to(images.device) for row in rows if row is not None]).float()
             for name, rows in known.items()
         }
+
+    def _keep(self, images: Shown, rows: Sequence[int], name: str, values: Tensor, image_size: int) -> None:
+        if name not in self._exact:
+            if values[0].numel() > LARGEST * image_size:
+                return
+            values = _halved(values)
+        images.kept.put((self, name), [images.keys[row] for row in rows], values)
 
 
 def _in_parts(images: Shown, rows: list[int]) -> Iterator[list[int]]:
@@ -132,5 +142,7 @@ def _in_parts(images: Shown, rows: list[int]) -> Iterator[list[int]]:
 
 def _halved(rows: Tensor) -> Tensor:
     """In half precision where the numbers allow it."""
-    fits = rows.is_floating_point() and bool((rows.abs() < HALF_MOST).all())  # False where one is no number
-    return rows.half() if fits else rows
+    if not rows.is_floating_point():
+        return rows
+    low, high = (float(end) for end in rows.aminmax())
+    return rows.half() if low > -HALF_MOST and high < HALF_MOST else rows  # no number is in no range

@@ -199,7 +199,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def gather(read: Callable[[Tensor], dict[str, Any]], batches: Iterable[Any]) -> dict[str, Any]:
+def gather(read: Callable[[Any], dict[str, Any]], batches: Iterable[Any]) -> dict[str, Any]:
     """What ``read(images)`` returns by name, and ``labels``, over batches of (images, labels), in the order of one process.
 
     By each name there is a tensor, or lists and tuples of them. Where there are several processes each has seen its share,
@@ -213,7 +213,7 @@ def gather(read: Callable[[Tensor], dict[str, Any]], batches: Iterable[Any]) -> 
     return joined
 
 
-def gather_sides(read: Callable[[Tensor], dict[str, Any]], batches: Batches, part: str, most: int) -> Gathered:
+def gather_sides(read: Callable[[Any], dict[str, Any]], batches: Batches, part: str, most: int) -> Gathered:
     """The same of at most so many images of each side of that part; None where there are no others."""
     cloned, others = batches.sides(part, most)
     return gather(read, cloned), None if others is None else gather(read, others)

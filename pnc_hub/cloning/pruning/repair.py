@@ -20,7 +20,7 @@ from pnc_hub.cloning.pruning.units import Group, inputs_of, masked
 # In this order.
 STEPS = ("weights", "statistics", "head")
 # Bounds: images looked at, positions of a map (or tokens) per image, and inputs of a layer (its moments are their square).
-FOLD_IMAGES, STATISTICS_IMAGES, HEAD_IMAGES, POSITIONS, WIDEST = 256, 64, 2048, 64, 4096
+FOLD_IMAGES, STATISTICS_IMAGES, HEAD_IMAGES, POSITIONS, WIDEST = 128, 32, 2048, 64, 4096
 # Penalties relative to the mean energy of the inputs.
 FOLD_RIDGE = 1e-3
 HEAD_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

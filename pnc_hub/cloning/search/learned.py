@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from pnc_hub.cloning.fitting import gate as gates
 from pnc_hub.cloning.images.batches import Batches
+from pnc_hub.cloning.images.shown import Shown
 from pnc_hub.cloning.measuring.evaluate import evidence, gather_sides
 from pnc_hub.cloning.networks import SourceAndTarget
 from pnc_hub.cloning.search.curve import Judged
@@ -53,7 +52,7 @@ def with_gates(
     # a budget may need more images than a gate, and is met more finely by twice as many
     calibrating = max(MAX_GATE_IMAGES, 2 * gates.images_needed(budget) if budget else 0)
 
-    def answers(images: Tensor) -> dict[str, Any]:
+    def answers(images: Shown) -> dict[str, Any]:
         logits, features = networks.target(images, [insertion.name])
         given = {"adapted": module(features[insertion.name])}
         if universal:
@@ -61,8 +60,13 @@ def with_gates(
             given["universal"] = module.answer(penultimate)
         return {"target": logits, "answers": given}
 
-    read = {"fit": MAX_GATE_IMAGES, "choose": MAX_GATE_IMAGES, "calibrate": calibrating}
-    parts = [gather_sides(answers, batches, part, most) for part, most in read.items()]
+    choose, calibrate = (
+        gather_sides(answers, batches, part, most)
+        for part, most in (("choose", MAX_GATE_IMAGES), ("calibrate", calibrating))
+    )
+    # where no gate is learned, nothing is asked of the images to learn on
+    learns = universal or batches.covered
+    parts = gather_sides(answers, batches, "fit", MAX_GATE_IMAGES) if learns else choose, choose, calibrate
 
     def fitted(through: str) -> Gate:
         for_any = through == "universal"

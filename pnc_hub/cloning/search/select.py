@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -9,13 +10,16 @@ from tqdm.auto import tqdm
 
 from pnc_hub.cloning.fitting import ridge, stitch
 from pnc_hub.cloning.fitting.refine import Recipe
+from pnc_hub.cloning.fitting.stitch import Candidate, Stitches
 from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.networks import Networks, SourceAndTarget
 from pnc_hub.cloning.search.curve import Judged, insertion_curve
 from pnc_hub.cloning.search.learned import Learned, with_gates
+from pnc_hub.cloning.search.phases import begin
 from pnc_hub.cloning.search.trials import Size, promising, refined
 from pnc_hub.errors import InsertionPointError
 from pnc_hub.models.insertion import INPUT, InsertionPoint
+from pnc_hub.module import CloneModule
 
 MAX_RIDGE_IMAGES = 500  # in each part
 
@@ -38,17 +42,29 @@ def best_clone(
         SourceError: none can be made small enough.
     """
     pairs = search_pairs(networks, fixed)
-    bar.set_description(f"fit adapters to {len(pairs)} pairs of insertion point and cut")
-    fit, held_out = (batches.mixed(part, each=MAX_RIDGE_IMAGES // 2) for part in ("fit", "choose"))
-    candidates = stitch.search(networks, batches.accelerator, fit, held_out, pairs, batches.seed)
-    bar.set_description(f"judge {len(candidates)} candidates")
+    begin(bar, "read images")
+    stitches = Stitches(networks, batches, pairs, MAX_RIDGE_IMAGES // 2)
+    for bar.total in stitches.read():
+        bar.update()
     head = networks.head_rows(reject_rows(networks, batches))
-    curve = insertion_curve(networks, batches, candidates, head)
-    bar.set_description("prune and repair")
-    best = refined(promising(networks, batches, curve, head, size), networks, batches, recipe, bar)
+    begin(bar, "judge places")
+    tail = cache(networks.tail)
+
+    def whole(candidate: Candidate) -> CloneModule:
+        return CloneModule(candidate.adapter, tail(candidate.cut.name), head)
+
+    curve = insertion_curve(networks, batches, stitches, whole, lambda judged: bar.set_postfix_str(_promise(judged)))
+    trials = promising(networks, batches, curve, head, size, not recipe.epochs, bar)
+    best = refined(trials, networks, batches, recipe, bar)
     learned = with_gates(best.module, best.stitched, networks, batches, locality_budget, recipe.universal)
     learned.stages = best.stages()
     return learned, curve
+
+
+def _promise(judged: Judged) -> str:
+    """A first answer, long before the clone is there."""
+    place = f"{judged.candidate.insertion.name} -> {judged.candidate.cut.name}"
+    return f"{place} promises {judged.tar:.0%} of the cloned classes, {judged.macs / 1e6:,.0f} million MACs"
 
 
 def search_pairs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.cloning.pruning import localize
 from pnc_hub.cloning.pruning.local_set import local_set
 from pnc_hub.cloning.search.curve import Judged, judge
+from pnc_hub.cloning.search.phases import begin
 from pnc_hub.errors import SourceError
 from pnc_hub.models.cost import macs, parameters
 from pnc_hub.models.insertion import empty
@@ -27,7 +29,9 @@ from pnc_hub.module import CloneModule
 MAX_IMAGES = 500  # of each side, by which trials are compared
 # Successive halving: so many candidates are refined for this share of the passes, or for so many steps if those are more (a
 # few tell nothing of early cuts, which learn most and begin worst), and the best go on.
-ROUNDS: tuple[tuple[int, float, int], ...] = ((8, 0.04, 40), (2, 0.08, 60), (1, 1.0, 0))
+ROUNDS: tuple[tuple[int, float, int], ...] = ((4, 0.04, 40), (2, 0.08, 60), (1, 1.0, 0))
+# So many candidates are pruned, which takes longer than to judge them whole.
+TRIALS = ROUNDS[0][0]
 # Of a tail of up to so many times what it may have, little is removed.
 WHOLE = 1.1
 
@@ -38,6 +42,10 @@ class Size:
 
     parameters: int
     macs: float = float("inf")
+
+    def suits(self, judged: Judged) -> bool:
+        """Whether that one hardly needs pruning."""
+        return judged.parameters <= WHOLE * self.parameters and judged.macs <= self.macs
 
 
 @dataclass
@@ -60,34 +68,28 @@ class Trial:
         return {name: one.auroc for name, one in judged.items() if one and one.auroc is not None}
 
 
-def promising(networks: Networks, batches: Batches, curve: list[Judged], head: nn.Linear, size: Size) -> list[Trial]:
-    """The candidates worth a trial, with pruned tails, the best of these first.
+def promising(
+    networks: Networks, batches: Batches, curve: list[Judged], head: nn.Linear, size: Size, closed: bool, bar: tqdm[Any]
+) -> list[Trial]:
+    """The candidates worth a trial, at most ``TRIALS``, with pruned tails, the best of these first.
 
-    For each stage of the target the best, and the best at its resolution: the closed form favours late cuts, behind which
-    little can go wrong and little can be learned; a tail that works at the target's own resolution gains most from
-    refinement. And the best of those that hardly need pruning, which the curve of whole tails does not tell.
+    Where the form is ``closed``, which is to say that nothing is trained afterwards, the curve is followed up to the first that
+    hardly needs pruning: those after it do worse with all that they have.
 
     Raises:
         SourceError: none can be made small enough.
     """
     trials: list[Trial] = []
-    tried: set[tuple[Any, ...]] = set()
+    begin(bar, "prune", min(TRIALS, len(curve)))
     refusal = "every adapter alone is larger; allow more with keep="
-    for judged in curve:
-        insertion, cut = judged.candidate.insertion, judged.candidate.cut
-        kinds: set[tuple[Any, ...]] = set()
-        if len(trials) < ROUNDS[0][0]:
-            kinds = {(insertion.grid, False), (insertion.grid, cut.grid == insertion.grid)}
-        if judged.parameters <= WHOLE * size.parameters and judged.macs <= size.macs:
-            kinds.add(("whole",))
-        kinds -= tried
-        if not kinds:
-            continue
+    for judged in _closed(curve, size) if closed else _varied(curve, size):
         try:
             trials.append(Trial(judged, _pruned(networks, batches, judged.candidate, head, size)))
-            tried |= kinds
         except SourceError as error:
             refusal = str(error)
+        bar.update()
+        if len(trials) == TRIALS:
+            break
     if not trials:
         raise SourceError(f"no candidate fits into {size.parameters:,} parameters and {size.macs:,} MACs: {refusal}")
     by_candidate = {id(trial.candidate): trial for trial in trials}
@@ -97,12 +99,42 @@ def promising(networks: Networks, batches: Batches, curve: list[Judged], head: n
     return [by_candidate[id(judged.candidate)] for judged in ranked]
 
 
+def _closed(curve: list[Judged], size: Size) -> list[Judged]:
+    """The first of the curve up to one that hardly needs pruning; all of it where none is like that."""
+    suits = next((number for number, judged in enumerate(curve) if size.suits(judged)), len(curve))
+    return [*curve[: min(suits, TRIALS - 1)], *curve[suits : suits + 1]] if suits < len(curve) else curve
+
+
+def _varied(curve: list[Judged], size: Size) -> list[Judged]:
+    """The curve in the order in which it is worth trying.
+
+    First the best, and the best of those that hardly need pruning, which the curve of whole tails does not tell. Then for each
+    stage of the target the best, and the best at its resolution: the closed form favours late cuts, behind which little can
+    go wrong and little can be learned; a tail that works at the target's own resolution gains most from refinement.
+    """
+
+    def kinds(judged: Judged) -> Iterator[tuple[Any, ...]]:
+        insertion, cut = judged.candidate.insertion, judged.candidate.cut
+        yield (0,)
+        if size.suits(judged):
+            yield (1,)
+        yield 2, insertion.grid
+        if cut.grid == insertion.grid:
+            yield 3, insertion.grid
+
+    first: dict[tuple[Any, ...], Judged] = {}
+    for judged in curve:
+        for kind in kinds(judged):
+            first.setdefault(kind, judged)
+    chosen = {id(first[kind]): first[kind] for kind in sorted(first, key=lambda kind: kind[0])}
+    return [*chosen.values(), *(judged for judged in curve if id(judged) not in chosen)]
+
+
 def refined(trials: list[Trial], networks: Networks, batches: Batches, recipe: Recipe, bar: tqdm[Any]) -> Trial:
     """The one that does best on held-out images after all rounds; ``trials`` come in the order in which they are promising."""
     steps = max(1, len(batches.mixed("fit", shuffle=True)))
     rounds = _rounds(len(trials), recipe.epochs, steps)
-    bar.total = sum(min(most, len(trials)) * round(epochs * steps) for most, epochs in rounds)
-    bar.set_description("train")
+    begin(bar, "train", sum(min(most, len(trials)) * round(epochs * steps) for most, epochs in rounds))
     for most, epochs in rounds:
         trials = sorted(trials, key=lambda trial: -trial.score)[:most]  # the first time in the order they have
         for trial in trials:
@@ -139,7 +171,7 @@ def _pruned(networks: Networks, batches: Batches, candidate: Candidate, head: nn
 
 def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, bar: tqdm[Any]) -> None:
     pair = (trial.candidate.insertion.name, trial.candidate.cut.name)
-    bar.set_description(" -> ".join(pair))
+    bar.set_postfix_str(" -> ".join(pair))
     held_out = batches.mixed("choose", each=MAX_IMAGES)
     known: list[Goal] = []  # of all held-out images together, so that both sides weigh the same
 
