@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from pnc_hub.artifact import checks, files
 from pnc_hub.artifact.config import AdapterConfig
 from pnc_hub.cloning.fitting import gate as gates
+from pnc_hub.cloning.images.allocator import memory_kept
 from pnc_hub.cloning.images.batches import Batches, Pixels, Split
 from pnc_hub.cloning.images.data import Images
 from pnc_hub.cloning.images.kept import Kept
@@ -74,6 +75,7 @@ class Session:
         """All that is random follows the seed, the caller's random state is not touched; a progress bar."""
         shown = self.progress and self.accelerator.is_main_process
         with (
+            memory_kept(),
             torch.random.fork_rng(),
             torch.inference_mode(False),
             torch.enable_grad(),

@@ -49,9 +49,8 @@ def test_without_refinement_it_is_the_clone_of_one_process(answers, case):
     assert found["tensors"].keys() == expected["tensors"].keys()
     for file, tensors in expected["tensors"].items():
         for name, tensor in tensors.items():
-            # what follows the adapter is in float32, whose sums depend on the number of threads too
-            tolerance = 1e-6 if name.startswith("adapter.") else 1e-4
-            assert_close(found["tensors"][file][name], tensor, rtol=0, atol=tolerance * float(tensor.abs().max()))
+            # sums in float32 depend on how the images are shared, and on the number of threads too
+            assert_close(found["tensors"][file][name], tensor, rtol=0, atol=1e-4 * float(tensor.abs().max()))
 
 
 @pytest.mark.parametrize("case", [name for name, options in processes.CASES.items() if options["epochs"]])

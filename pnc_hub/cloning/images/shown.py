@@ -116,21 +116,19 @@ class Remembered:
             pixels = images.pixels(some)
             with torch.inference_mode():
                 computed = self._compute(pixels, lacking)
+            keys = [images.keys[row] for row in some]
             for name in lacking:
-                self._keep(images, some, name, computed[name], pixels[0].numel())
-                for row, value in zip(some, computed[name], strict=True):
+                rows = computed[name]
+                if name in self._exact or rows[0].numel() <= LARGEST * pixels[0].numel():
+                    # the same is given whether it could be kept or not, and in whichever process
+                    rows = rows if name in self._exact else _halved(rows)
+                    images.kept.put((self, name), keys, rows)
+                for row, value in zip(some, rows, strict=True):
                     known[name][row] = value
         return {
             name: torch.stack([row.to(images.device) for row in rows if row is not None]).float()
             for name, rows in known.items()
         }
-
-    def _keep(self, images: Shown, rows: Sequence[int], name: str, values: Tensor, image_size: int) -> None:
-        if name not in self._exact:
-            if values[0].numel() > LARGEST * image_size:
-                return
-            values = _halved(values)
-        images.kept.put((self, name), [images.keys[row] for row in rows], values)
 
 
 def _in_parts(images: Shown, rows: list[int]) -> Iterator[list[int]]:

@@ -92,7 +92,7 @@ def insertion_curve(
     def best(count: int | None = None) -> list[Pair]:
         """By turns the best in accuracy, of which a few images tell little, and in how the logits match."""
         judged = list(glances.values())
-        turns = zip(_ranked(judged, GLANCE), sorted(judged, key=lambda one: -one.match), strict=True)
+        turns = zip(_ranked(judged, GLANCE), sorted(judged, key=lambda one: -round(one.match, 3)), strict=True)
         order = [(one.candidate.insertion, one.candidate.cut) for turn in turns for one in turn]
         return list(dict.fromkeys(order))[:count]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from pnc_hub.cloning.fitting import gate as gates
 from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.images.shown import Shown
@@ -52,7 +54,7 @@ def with_gates(
     # a budget may need more images than a gate, and is met more finely by twice as many
     calibrating = max(MAX_GATE_IMAGES, 2 * gates.images_needed(budget) if budget else 0)
 
-    def answers(images: Shown) -> dict[str, Any]:
+    def answers(images: Shown | Tensor) -> dict[str, Any]:
         logits, features = networks.target(images, [insertion.name])
         given = {"adapted": module(features[insertion.name])}
         if universal:
@@ -60,10 +62,12 @@ def with_gates(
             given["universal"] = module.answer(penultimate)
         return {"target": logits, "answers": given}
 
-    choose, calibrate = (
-        gather_sides(answers, batches, part, most)
-        for part, most in (("choose", MAX_GATE_IMAGES), ("calibrate", calibrating))
-    )
+    def exactly(images: Shown) -> dict[str, Any]:
+        """Nothing in half precision: a budget is counted in single images."""
+        return answers(images.pixels())
+
+    choose = gather_sides(answers, batches, "choose", MAX_GATE_IMAGES)
+    calibrate = gather_sides(exactly, batches, "calibrate", calibrating)
     # where no gate is learned, nothing is asked of the images to learn on
     learns = universal or batches.covered
     parts = gather_sides(answers, batches, "fit", MAX_GATE_IMAGES) if learns else choose, choose, calibrate
