@@ -17,7 +17,7 @@ from pnc_hub.cloning.images.allocator import memory_kept
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
-        [torch.ones(1 << 20) for _ in range(50)]
+        [torch.ones(10 << 20) for _ in range(5)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def resident():
@@ -39,11 +39,12 @@ print(outside, inside, held, left, after)
 def test_pages_are_used_again_while_it_lasts_and_returned_when_it_ends():
     said = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     outside, inside, held, left, after = map(int, said.stdout.split())
-    pages = 10 * 50 * (4 << 20) // resource.getpagesize()
+    pages = 10 * 5 * (40 << 20) // resource.getpagesize()
+    assert outside > pages / 2
     assert inside < pages / 20
     assert held > 100 << 20
     assert left < 50 << 20
-    assert after <= 1.1 * max(outside, pages)
+    assert after > pages / 2
 
 
 def test_where_the_allocator_is_another_nothing_happens(monkeypatch):

@@ -14,8 +14,8 @@ from typing import Any
 
 TRIM, MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 KEPT = 1 << 30  # bytes at the top of the heap, and of one allocation, that stay in the process
-# What glibc itself comes to where large blocks are freed (mallopt(3): both thresholds are dynamic, and end here). They cannot be
-# read, and once they are set they stay where they are put.
+# What glibc itself comes to where large blocks are freed (mallopt(3): both thresholds are dynamic, and end here). They cannot
+# be read, and once they are set they stay where they are put.
 USUAL = {MMAP: 32 << 20, TRIM: 64 << 20}
 
 
