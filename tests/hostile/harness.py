@@ -58,7 +58,7 @@ def few_calls() -> Iterator[None]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-        assert calls[0] < CALLS, calls[0]
+    assert calls[0] < CALLS, calls[0]
 
 
 def _number(file: str, name: str) -> int:
