@@ -16,7 +16,7 @@ from pnc_hub.cloning.networks import Networks
 
 MAX_IMAGES = 500  # of each side
 # So many pixels of each side are looked at, so that the time does not grow with the size of the images.
-PIXELS = 1 << 23
+PIXELS = 1 << 22
 
 
 def local_set(networks: Networks, batches: Batches, cut: str) -> Iterable[tuple[Tensor, Tensor, Tensor]]:

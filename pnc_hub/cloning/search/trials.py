@@ -32,6 +32,7 @@ MAX_IMAGES = 500  # of each side, by which trials are compared
 ROUNDS: tuple[tuple[int, float, int], ...] = ((4, 0.04, 40), (2, 0.08, 60), (1, 1.0, 0))
 # So many candidates are pruned, which takes longer than to judge them whole.
 TRIALS = ROUNDS[0][0]
+CLEARLY = 0.03  # accuracies on the few images of a judgement that differ by less are the same
 # Of a tail of up to so many times what it may have, little is removed.
 WHOLE = 1.1
 
@@ -73,8 +74,8 @@ def promising(
 ) -> list[Trial]:
     """The candidates worth a trial, at most ``TRIALS``, with pruned tails, the best of these first.
 
-    Where the form is ``closed``, which is to say that nothing is trained afterwards, the curve is followed up to the first that
-    hardly needs pruning: those after it do worse with all that they have.
+    Where the form is ``closed``, which is to say that nothing is trained afterwards, only those that are clearly better whole
+    are pruned beside the first that hardly needs it.
 
     Raises:
         SourceError: none can be made small enough.
@@ -100,9 +101,12 @@ def promising(
 
 
 def _closed(curve: list[Judged], size: Size) -> list[Judged]:
-    """The first of the curve up to one that hardly needs pruning; all of it where none is like that."""
-    suits = next((number for number, judged in enumerate(curve) if size.suits(judged)), len(curve))
-    return [*curve[: min(suits, TRIALS - 1)], *curve[suits : suits + 1]] if suits < len(curve) else curve
+    """The first that hardly needs pruning, after those that are clearly better whole; all where none is like that."""
+    suits = next((judged for judged in curve if size.suits(judged)), None)
+    if suits is None:
+        return curve
+    better = [judged for judged in curve if judged.score[0] > suits.score[0] + CLEARLY]
+    return [*better[: TRIALS - 1], suits]
 
 
 def _varied(curve: list[Judged], size: Size) -> list[Judged]:
