@@ -118,7 +118,8 @@ def judge(
 ) -> list[Judged]:
     """How modules do as they are, with a gate of their own, on some images of each side and part; best first.
 
-    At a ``glance`` these are few, the gate is a fixed one, and its offset the best for the very images that are looked at.
+    At a ``glance`` these are few. Then, and where no gate can be learned, the gate is a fixed one, and its offset the best for the
+    very images that are looked at.
     """
     _, height, width = networks.target.preprocess.input_size
     images = GLANCE if glance else min(IMAGES, max(FEWEST, PIXELS // (height * width)))
@@ -131,13 +132,13 @@ def judge(
         return {"target": logits, "taught": networks.teach(batch).cloned, "answers": given}
 
     held_out = gather_sides(answers, batches, "choose", images)
-    fit = held_out if glance else gather_sides(answers, batches, "fit", images)
     learned = not glance and batches.covered
+    fit = gather_sides(answers, batches, "fit", images) if learned else held_out
     judged = [
         Judged(
             candidate,
             _match(number, held_out),
-            *_joint(evidence(fit, number), evidence(held_out, number), learned, glance or learned, networks.odds),
+            *_joint(evidence(fit, number), evidence(held_out, number), learned, glance or batches.covered, networks.odds),
             parameters(module),
             macs(module, empty(candidate.insertion, device=networks.device)),
         )

@@ -32,7 +32,7 @@ MAX_IMAGES = 500  # of each side, by which trials are compared
 ROUNDS: tuple[tuple[int, float, int], ...] = ((4, 0.04, 40), (2, 0.08, 60), (1, 1.0, 0))
 # So many candidates are pruned, which takes longer than to judge them whole.
 TRIALS = ROUNDS[0][0]
-CLEARLY = 0.03  # accuracies on the few images of a judgement that differ by less are the same
+CLEARLY = 0.06  # accuracies on the few images of a judgement that differ by less are the same
 # Of a tail of up to so many times what it may have, little is removed.
 WHOLE = 1.1
 
