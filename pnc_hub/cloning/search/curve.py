@@ -138,7 +138,9 @@ def judge(
         Judged(
             candidate,
             _match(number, held_out),
-            *_joint(evidence(fit, number), evidence(held_out, number), learned, glance or batches.covered, networks.odds),
+            *_joint(
+                evidence(fit, number), evidence(held_out, number), learned, glance or batches.covered, networks.odds
+            ),
             parameters(module),
             macs(module, empty(candidate.insertion, device=networks.device)),
         )
