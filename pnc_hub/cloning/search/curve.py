@@ -118,8 +118,8 @@ def judge(
 ) -> list[Judged]:
     """How modules do as they are, with a gate of their own, on some images of each side and part; best first.
 
-    At a ``glance`` these are few. Then, and where no gate can be learned, the gate is a fixed one, and its offset the best for the
-    very images that are looked at.
+    At a ``glance`` these are few. Then, and where no gate can be learned, the gate is a fixed one, and its offset the best for
+    the very images that are looked at.
     """
     _, height, width = networks.target.preprocess.input_size
     images = GLANCE if glance else min(IMAGES, max(FEWEST, PIXELS // (height * width)))
