@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -126,7 +125,7 @@ def _pruned(config: CloneConfig, source: Architecture) -> nn.ModuleDict:
     except InsertionPointError as error:
         raise MalformedArtifactError(f"{error!s:.500}", file=files.CONFIG) from None
     tail = nn.Sequential(pruned["tail"], pruned["head"])
-    _try(tail, source.point(cut), "its tail", source, cut, rows, asdict(config.tail))
+    _try(tail, source.point(cut), "its tail", source, cut, rows, config.tail)
     return pruned
 
 

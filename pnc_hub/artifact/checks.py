@@ -132,6 +132,7 @@ def passes(check: Callable[[Any], None], value: Any) -> bool:
 
 module_path = matching(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "module path")
 sha256 = matching(r"[0-9a-f]{64}", "sha256")
+xxh3 = matching(r"[0-9a-f]{32}", "digest of weights")
 commit = matching(r"[0-9a-f]{40}", "commit sha")
 architecture = matching(r"[A-Za-z0-9_]{1,96}", "timm architecture")
 word = matching(r"[a-zA-Z0-9_.\-]{1,64}", "plain word")

@@ -64,7 +64,7 @@ class SourceConfig:
     revision: str | None = validated_field(checks.commit)
     architecture: str = validated_field(checks.architecture)
     model_args: dict[str, Any] = validated_field(checks.model_args)
-    fingerprint: dict[str, str] = validated_field(checks.each(checks.sha256))
+    fingerprint: dict[str, str] = validated_field(checks.each(checks.xxh3))
     license: str = validated_field(checks.word)
 
     def arguments(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class TargetConfig:
     hub_id: str | None = validated_field(checks.hub_id)
     revision: str | None = validated_field(checks.commit)
     architecture: str | None = validated_field(checks.architecture)
-    fingerprint: dict[str, str] = validated_field(checks.each(checks.sha256))
+    fingerprint: dict[str, str] = validated_field(checks.each(checks.xxh3))
     num_classes: int = validated_field(checks.between(1, checks.MAX_CLASSES))
     trunk: list[str] = validated_field(checks.each(checks.module_path))
 

@@ -160,6 +160,8 @@ class JoinedClone:
 
     def _build(self, device: torch.device, dtype: torch.dtype) -> Parts:
         module, gate = self.clone.build(self.adapter, self.given)
+        if not self.trainable and (device.type, dtype) == ("cpu", torch.float32):  # as it is built
+            return module, gate, device, dtype
         if not self.trainable:
             return module.to(device, dtype), gate.to(device), device, dtype
         copies = copy.deepcopy((module, gate))

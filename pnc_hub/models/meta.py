@@ -32,11 +32,12 @@ class ShapesOnly(TorchFunctionMode):
         if _ALLOWED.left < 0:
             raise OverflowError("it takes more operations than are allowed")
         rule = _RULES.get(func)
-        if rule is not None and args and _is_meta(args[0]):
-            result = rule(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if rule is not None and _is_meta(args[0] if args else kwargs.get("tensor")):  # torch.nn.init gives all by name
+            result = rule(*args, **kwargs)
             if result is not None:
                 return result
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class IndicesInRange(TorchFunctionMode):
@@ -104,12 +105,50 @@ def _initialise(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     return None if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())) else tensor
 
 
+def _initialise_matrix(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """The same where the numbers depend on the tensor's shape, which must be that of a matrix or of a convolution."""
+    return _initialise(tensor, *args, **kwargs) if tensor.dim() > 1 else None
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """``torch.empty_like``, which is slow on the meta device."""
+    return tensor.new_empty(tensor.shape) if tensor.is_contiguous() else torch.empty_like(tensor)
+
+
+def _combine(tensor: Tensor, other: Any) -> Tensor | None:
+    """A sum or a product of numbers, one from each; sizes of ``other`` may be 1."""
+    fitting = _is_meta(other) and tensor.dtype == other.dtype and tensor.dim() == other.dim()
+    fitting = fitting and all(size in (1, whole) for size, whole in zip(other.shape, tensor.shape, strict=True))
+    return tensor.new_empty(tensor.shape) if fitting and tensor.is_contiguous() and other.is_contiguous() else None
+
+
 def _activate(tensor: Tensor, inplace: bool = False) -> Tensor:
-    return tensor if inplace else torch.empty_like(tensor)
+    return tensor if inplace else _like(tensor)
 
 
 def _gelu(tensor: Tensor, *, approximate: str = "none") -> Tensor:
-    return torch.empty_like(tensor)
+    return _like(tensor)
+
+
+def _conv2d(
+    tensor: Tensor,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    pairs = [value if isinstance(value, tuple) else (value, value) for value in (stride, padding, dilation)]
+    fitting = (
+        _is_meta(weight) and tensor.dim() == weight.dim() == 4 and tensor.is_contiguous() and weight.is_contiguous()
+    )
+    fitting = fitting and all(type(number) is int and len(pair) == 2 for pair in pairs for number in pair)
+    if not fitting or tensor.shape[1] != weight.shape[1] * groups or not _fits(bias, tuple(weight.shape[:1])):
+        return None
+    sides = zip(tensor.shape[2:], weight.shape[2:], *pairs, strict=True)
+    size = [(side + 2 * pad - apart * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, apart in sides]
+    return tensor.new_empty((tensor.shape[0], weight.shape[0], *size)) if min(size) > 0 else None
 
 
 def _batch_norm(
@@ -123,7 +162,7 @@ def _batch_norm(
     **__: Any,
 ) -> Tensor | None:
     fitting = not training and all(_fits(value, tensor.shape[1:2]) for value in (mean, variance, weight, bias))
-    return torch.empty_like(tensor) if fitting and mean is not None else None
+    return _like(tensor) if fitting and mean is not None else None
 
 
 def _layer_norm(tensor: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor | None:
@@ -142,7 +181,7 @@ def _attend(
     query: Tensor, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, **more: Any
 ) -> Tensor | None:
     fitting = _is_meta(key, value) and query.shape == key.shape == value.shape and query.dim() == 4
-    return torch.empty_like(query) if fitting and attn_mask is None and not more.get("enable_gqa") else None
+    return _like(query) if fitting and attn_mask is None and not more.get("enable_gqa") else None
 
 
 _RULES: dict[Any, Callable[..., Tensor | None]] = {
@@ -151,8 +190,12 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
     F.gelu: _gelu,
     F.scaled_dot_product_attention: _attend,
+    torch.conv2d: _conv2d,
     **dict.fromkeys((F.silu, F.hardswish, F.hardsigmoid, F.relu6), _activate),
     **dict.fromkeys((Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_), _initialise),
+    **dict.fromkeys((Tensor.add, Tensor.mul), _combine),
+    **dict.fromkeys((nn.init.uniform_, nn.init.normal_, nn.init.constant_), _initialise),
+    **dict.fromkeys((nn.init.kaiming_uniform_, nn.init.kaiming_normal_), _initialise_matrix),
     **dict.fromkeys((Tensor.fill_, Tensor.zero_, Tensor.mul_, Tensor.add_), _initialise),
 }
 

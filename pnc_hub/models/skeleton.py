@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import cached_property
 
+import torch
 from torch import fx, nn
 
 from pnc_hub.errors import InsertionPointError
@@ -19,6 +20,7 @@ from pnc_hub.models.insertion import INPUT, InsertionPoint, describe
 from pnc_hub.models.meta import meta_copy
 from pnc_hub.models.paths import Paths
 from pnc_hub.models.preprocess import input_size
+from pnc_hub.models.tensors import tensors_of
 from pnc_hub.models.trace import trace
 
 FEW = 4  # points; a model with fewer is looked into more deeply
@@ -35,7 +37,7 @@ class Skeleton:
             size: (C, H, W) in place of the images' recorded size.
             own: the model is on the meta device and nobody else's, so it need not be copied.
         """
-        self.model = model.eval().float().requires_grad_(False) if own else meta_copy(model)
+        self.model = _in_float32(model.eval().requires_grad_(False)) if own else meta_copy(model)
         self.input_size = size or input_size(model)
 
     @property
@@ -134,6 +136,12 @@ class Skeleton:
         if name == INPUT:
             return self._paths.image
         return next(node for node in self._paths.readable if node.target == name)
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """``model.float()``, which goes through every layer for nothing where all numbers are of that dtype."""
+    dtypes = {tensor.dtype for tensor in tensors_of(model).values() if tensor.is_floating_point()}
+    return model.float() if dtypes - {torch.float32} else model
 
 
 def insertion_points(model: nn.Module) -> tuple[InsertionPoint, ...]:

@@ -64,7 +64,7 @@ class Clones:
     def at(self, point: InsertionPoint, trunk: list[str], model: nn.Module) -> Clone:
         """One for ``model`` at ``point``; weights on the meta device have no fingerprint and get none."""
         meta = next(model.parameters()).is_meta
-        digest = {"float32": "0" * 64} if meta else fingerprint(model, trunk)
+        digest = {"float32": "0" * 32} if meta else fingerprint(model, trunk)
         target = TargetConfig(None, None, model.pretrained_cfg["architecture"], digest, int(model.num_classes), trunk)
         adapter = Adapter(point, self.skeleton.point(CUT))
         return self._clone("interior", target, point, nn.ModuleDict({"adapter": adapter}), {})

@@ -228,7 +228,7 @@ class TestAgreement:
             (lambda config: config["classes"].append({"label": "x", "source_index": 0}), MalformedArtifactError),
             (lambda config: config["adapters"][0]["insertion"].update(channels=7), MalformedArtifactError),
             (lambda config: config["adapters"][0]["insertion"].update(name="blocks.9"), type(None)),
-            (lambda config: config["adapters"][0]["target"]["fingerprint"].update(float32="0" * 64), type(None)),
+            (lambda config: config["adapters"][0]["target"]["fingerprint"].update(float32="0" * 32), type(None)),
             (lambda config: config["adapters"].reverse(), type(None)),
         ],
     )

@@ -146,7 +146,7 @@ def test_b45_keys_that_are_missing(clone_folder, target, key):
 
 def test_b65_the_fingerprint_of_another_model(clone_folder, target):
     config = read_config(clone_folder)
-    write_config(clone_folder, put(without(config, 1), "adapters/0/target/fingerprint/float32", "0" * 64))
+    write_config(clone_folder, put(without(config, 1), "adapters/0/target/fingerprint/float32", "0" * 32))
     refused(target, clone_folder, FingerprintMismatchError)
 
 

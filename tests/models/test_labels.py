@@ -1,10 +1,13 @@
 """Names of classes."""
 
+from unittest.mock import Mock
+
 import pytest
 import timm
 import torch
 from common import tiny_model
 
+from pnc_hub.models import labels
 from pnc_hub.models.labels import class_names, same_label
 
 
@@ -21,6 +24,13 @@ def test_imagenet_weights_have_the_names_of_their_synsets():
         model, other = timm.create_model("resnet50.a1_in1k"), timm.create_model("resnet50.a1_in1k", num_classes=10)
     assert "indigo bunting" in class_names(model, 1000)[14]
     assert class_names(other, 10) is None
+
+
+def test_they_are_those_that_timm_gives(monkeypatch):
+    read = labels._imagenet.__wrapped__()
+    monkeypatch.setattr(labels, "_read_imagenet", Mock(side_effect=OSError))
+    assert labels._imagenet.__wrapped__() == read
+    assert len(read) == 1000
 
 
 @pytest.mark.parametrize(("one", "other"), [("Heron", "heron"), ("ﬁnch", "finch"), ("STRASSE", "straße")])

@@ -48,6 +48,8 @@ def test_every_layer_returns_what_torch_says(kind):
         (nn.LayerNorm(4), (2, 5)),
         (nn.LayerNorm((3, 4)), (4,)),
         (nn.Linear(4, 3), (2, 5)),
+        (nn.Conv2d(4, 3, 3), (2, 5, 8, 8)),
+        (nn.Conv2d(4, 3, 9), (2, 4, 5, 5)),
     ],
     ids=str,
 )
@@ -59,9 +61,51 @@ def test_what_does_not_fit_raises(module, shape):
         module(torch.empty(shape, device="meta"))
 
 
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"kernel_size": 3, "stride": 2, "padding": 1}, (2, 8, 9, 10)),
+        ({"kernel_size": (1, 5), "dilation": (1, 2), "groups": 4, "bias": False}, (2, 8, 9, 10)),
+        ({"kernel_size": 3, "padding": "same"}, (2, 8, 9, 10)),
+        ({"kernel_size": 3}, (8, 9, 10)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_convolutions_have_the_shape_that_torch_says(options, shape, memory_format):
+    convolution, image = nn.Conv2d(8, 12, **options).to("meta"), torch.empty(shape, device="meta")
+    image = image.to(memory_format=memory_format) if image.dim() == 4 else image
+    expected = convolution(image)
+    with ShapesOnly():
+        found = convolution(image)
+    assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
+
+
+@pytest.mark.parametrize("other", [(2, 4), (1, 4), (2, 1), (4,), (3, 2, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_sums_and_products_have_the_shape_that_torch_says(other, dtype):
+    one, other = torch.empty(2, 4, device="meta"), torch.empty(other, dtype=dtype, device="meta")
+    expected = one + other, one * other
+    with ShapesOnly():
+        found = one + other, one * other
+    assert [(value.shape, value.dtype) for value in found] == [(value.shape, value.dtype) for value in expected]
+
+
 def test_shapes_of_a_residual_sum_are_looked_at():
-    with ShapesOnly(), pytest.raises(RuntimeError):
-        torch.empty(2, 4, device="meta").add_(torch.empty(2, 3, device="meta"))
+    one, other = torch.empty(2, 4, device="meta"), torch.empty(2, 3, device="meta")
+    for act in (one.add_, one.add, one.mul):
+        with ShapesOnly(), pytest.raises(RuntimeError):
+            act(other)
+
+
+def test_what_has_no_numbers_is_not_initialised():
+    with ShapesOnly():
+        for initialise in (nn.init.kaiming_uniform_, nn.init.kaiming_normal_, nn.init.normal_, nn.init.uniform_):
+            weight = torch.empty(2, 4, device="meta")
+            assert initialise(weight) is weight
+        with pytest.raises(ValueError, match="Fan in and fan out"):
+            nn.init.kaiming_uniform_(torch.empty(4, device="meta"))
+        assert nn.init.normal_(torch.zeros(2, 4)).any()
 
 
 def test_tensors_elsewhere_are_computed():

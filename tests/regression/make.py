@@ -1,5 +1,7 @@
 """Makes the artifacts of this folder: ``python tests/regression/make.py`` from the repository's root, once per format version.
 
+With ``--fingerprints`` only those of the artifacts that are there are taken anew, for a digest that changed before a release.
+
 They are kept as they were written. Of each: ``clone/`` (the artifact), ``target.safetensors`` (the weights of the target that
 it was made for), ``expected.safetensors`` (``images``, ``logits`` with the clone attached) and ``made.json`` (how to build the
 target, and where it ran).
@@ -47,23 +49,49 @@ def place() -> dict[str, str]:
     }
 
 
+def moved(architecture: str, arguments: dict) -> nn.Module:
+    """The target that a clone is made for: weights other than timm's, the same every time."""
+    torch.manual_seed(0)
+    target = build(architecture, arguments)
+    for value in target.parameters():
+        value.data += 0.05 * torch.randn_like(value)
+    return target
+
+
+def renew_fingerprints() -> None:
+    """Write into every configuration the fingerprints of the models that its clone was made of; nothing else changes."""
+    from common import tiny_model
+
+    from pnc_hub.artifact import config, files
+    from pnc_hub.models.fingerprint import fingerprint
+
+    for name, (described, family, _) in CASES.items():
+        path = HERE / VERSION / name / "clone" / files.CONFIG
+        values, target = files.read_json(path, files.CONFIG), moved(*described)
+        values["source"]["fingerprint"] = fingerprint(tiny_model(family))
+        for adapter in values["adapters"]:
+            if made_for := adapter["target"]:
+                made_for["fingerprint"] = fingerprint(target, made_for["trunk"])
+        path.write_bytes(files.json_bytes(config.seal(values)))
+
+
 def main() -> None:
     """Write every case that is not there yet."""
     sys.path.insert(0, str(HERE.parent))
+    torch.set_num_threads(1)
+    if "--fingerprints" in sys.argv:
+        renew_fingerprints()
+        return
     from common import images, tiny_clone, tiny_model
 
     import pnc_hub
     from pnc_hub.artifact import files
 
-    torch.set_num_threads(1)
     for name, ((architecture, arguments), family, options) in CASES.items():
         folder = HERE / VERSION / name
         if folder.exists():
             continue
-        torch.manual_seed(0)
-        target = build(architecture, arguments)
-        for value in target.parameters():
-            value.data += 0.05 * torch.randn_like(value)
+        target = moved(architecture, arguments)
         clone = tiny_clone(tiny_model(family), target, family=family, **options)
         if name == "input":  # a target that it was not made for
             target = build(architecture, arguments)
