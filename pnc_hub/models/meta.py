@@ -115,9 +115,9 @@ def _like(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape) if tensor.is_contiguous() else torch.empty_like(tensor)
 
 
-def _combine(tensor: Tensor, other: Any) -> Tensor | None:
+def _combine(tensor: Tensor, other: Any, **more: Any) -> Tensor | None:
     """A sum or a product of numbers, one from each; sizes of ``other`` may be 1."""
-    fitting = _is_meta(other) and tensor.dtype == other.dtype and tensor.dim() == other.dim()
+    fitting = not more and _is_meta(other) and tensor.dtype == other.dtype and tensor.dim() == other.dim()
     fitting = fitting and all(size in (1, whole) for size, whole in zip(other.shape, tensor.shape, strict=True))
     return tensor.new_empty(tensor.shape) if fitting and tensor.is_contiguous() and other.is_contiguous() else None
 
@@ -144,11 +144,16 @@ def _conv2d(
         _is_meta(weight) and tensor.dim() == weight.dim() == 4 and tensor.is_contiguous() and weight.is_contiguous()
     )
     fitting = fitting and all(type(number) is int and len(pair) == 2 for pair in pairs for number in pair)
-    if not fitting or tensor.shape[1] != weight.shape[1] * groups or not _fits(bias, tuple(weight.shape[:1])):
+    fitting = fitting and min(*pairs[0], *pairs[2]) > 0 and min(pairs[1]) >= 0
+    if not fitting or not _groups_fit(tensor, weight, groups) or not _fits(bias, tuple(weight.shape[:1])):
         return None
     sides = zip(tensor.shape[2:], weight.shape[2:], *pairs, strict=True)
     size = [(side + 2 * pad - apart * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, apart in sides]
     return tensor.new_empty((tensor.shape[0], weight.shape[0], *size)) if min(size) > 0 else None
+
+
+def _groups_fit(tensor: Tensor, weight: Tensor, groups: int) -> bool:
+    return groups > 0 and tensor.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
 
 
 def _batch_norm(

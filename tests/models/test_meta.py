@@ -88,6 +88,7 @@ def test_sums_and_products_have_the_shape_that_torch_says(other, dtype):
     expected = one + other, one * other
     with ShapesOnly():
         found = one + other, one * other
+        assert torch.add(one, one, alpha=2).shape == one.add(one, alpha=2).shape == one.shape
     assert [(value.shape, value.dtype) for value in found] == [(value.shape, value.dtype) for value in expected]
 
 
