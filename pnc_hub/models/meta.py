@@ -122,6 +122,19 @@ def _combine(tensor: Tensor, other: Any, **more: Any) -> Tensor | None:
     return tensor.new_empty(tensor.shape) if fitting and tensor.is_contiguous() and other.is_contiguous() else None
 
 
+def _mean(tensor: Tensor, dim: Any = None, keepdim: bool = False, **more: Any) -> Tensor | None:
+    axes = dim if isinstance(dim, (tuple, list)) else (dim,)
+    dims = tensor.dim()
+    fitting = not more and tensor.is_floating_point() and tensor.is_contiguous()
+    if not fitting or not axes or not all(type(axis) is int and -dims <= axis < dims for axis in axes):
+        return None
+    left = {axis % dims for axis in axes}
+    if len(left) < len(axes):
+        return None
+    sizes = [1 if axis in left else size for axis, size in enumerate(tensor.shape) if keepdim or axis not in left]
+    return tensor.new_empty(sizes)
+
+
 def _activate(tensor: Tensor, inplace: bool = False) -> Tensor:
     return tensor if inplace else _like(tensor)
 
@@ -196,6 +209,7 @@ _RULES: dict[Any, Callable[..., Tensor | None]] = {
     F.gelu: _gelu,
     F.scaled_dot_product_attention: _attend,
     torch.conv2d: _conv2d,
+    Tensor.mean: _mean,
     **dict.fromkeys((F.silu, F.hardswish, F.hardsigmoid, F.relu6), _activate),
     **dict.fromkeys((Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_), _initialise),
     **dict.fromkeys((Tensor.add, Tensor.mul), _combine),

@@ -92,6 +92,21 @@ def test_sums_and_products_have_the_shape_that_torch_says(other, dtype):
     assert [(value.shape, value.dtype) for value in found] == [(value.shape, value.dtype) for value in expected]
 
 
+@pytest.mark.parametrize("dim", [1, -1, (2, 3), [0, -1], (), None], ids=str)
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_means_have_the_shape_that_torch_says(dim, keepdim):
+    image = torch.empty(2, 3, 4, 5, device="meta")
+    expected = image.mean(dim, keepdim=keepdim), image.half().mean(dim, keepdim, dtype=torch.float64)
+    with ShapesOnly():
+        found = image.mean(dim, keepdim=keepdim), image.half().mean(dim, keepdim, dtype=torch.float64)
+        with pytest.raises(IndexError):
+            image.mean(4)
+        with pytest.raises(RuntimeError):
+            image.mean((1, -3))
+    for one, other in zip(found, expected, strict=True):
+        assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+
+
 def test_shapes_of_a_residual_sum_are_looked_at():
     one, other = torch.empty(2, 4, device="meta"), torch.empty(2, 3, device="meta")
     for act in (one.add_, one.add, one.mul):
