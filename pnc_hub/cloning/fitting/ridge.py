@@ -43,11 +43,10 @@ class Moments:
 
     def add(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
         """Rows x [N, C] and y [N, D], which count as much as ``weight`` [N] says, or all alike."""
-        x = with_constant(x)
+        x, y = with_constant(x.double()), y.double()
         weighted_x, weighted_y = (x, y) if weight is None else (x * weight[:, None], y * weight[:, None])
-        self.gram = self.gram + (weighted_x.T @ x).double()
-        self.cross = self.cross + (weighted_x.T @ y).double()
-        self.square = self.square + (weighted_y * y).sum(0).double()
+        self.gram, self.cross = self.gram + weighted_x.T @ x, self.cross + weighted_x.T @ y
+        self.square = self.square + (weighted_y * y).sum(0)
 
     def reduced(self, accelerator: Accelerator) -> Moments:
         """Summed over processes, of which some may have seen no rows."""
