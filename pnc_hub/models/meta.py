@@ -166,7 +166,8 @@ def _conv2d(
 
 
 def _groups_fit(tensor: Tensor, weight: Tensor, groups: int) -> bool:
-    return groups > 0 and tensor.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
+    # of no channels at all torch says what it says
+    return groups > 0 and 0 < tensor.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
 
 
 def _batch_norm(

@@ -35,7 +35,7 @@ Importance = Callable[[nn.Sequential, Units, Batches, Loss, list[Tensor]], list[
 # No group loses more than this share of its units.
 LARGEST_CUT = 0.95
 # Units are judged anew so many times on the way down, each time on about so many images.
-ROUNDS, SCORED = 2, 96
+ROUNDS, SCORED = 3, 96
 
 
 def prune(
