@@ -40,9 +40,8 @@ STAGES = {
     "package": "pnc_hub.cloning.learn:package",
     "report": "pnc_hub.cloning.session:Session.report",
 }
-ANSWER = (
-    "pnc_hub.cloning.search.select:_promise"  # says what the best place promises; the first one is the first answer
-)
+# says what the best place promises; the first one is the first answer
+ANSWER = "pnc_hub.cloning.search.select:_promise"
 GIVEN = "pnc_hub.cloning.learn:best_clone"  # its first two arguments are the networks and the batches
 READ = "pnc_hub.cloning.images.data:Images.stored"  # decodes one image
 

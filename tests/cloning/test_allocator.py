@@ -46,8 +46,12 @@ def test_pages_are_used_again_while_it_lasts_and_returned_when_it_ends():
     assert left < 50 << 20
 
 
-def test_where_the_allocator_is_another_nothing_happens(monkeypatch):
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+@pytest.mark.parametrize("own", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", None])
+def test_another_allocator_and_thresholds_of_the_user_are_left_alone(monkeypatch, own):
+    if own:
+        monkeypatch.setenv(own, "1")
+    else:
+        monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(allocator.ctypes, "CDLL", None)
     with allocator.memory_kept():
         pass

@@ -22,7 +22,7 @@ from torch import Tensor
 from pnc_hub.cloning.fitting.goal import Goal
 from pnc_hub.cloning.images.batches import Batches, Loader
 from pnc_hub.cloning.images.copies import Copies
-from pnc_hub.cloning.images.shown import Shown
+from pnc_hub.cloning.images.shown import Shown, at_once
 from pnc_hub.cloning.networks import Lesson, Networks
 from pnc_hub.module import CloneModule
 
@@ -83,15 +83,14 @@ def refine(
     learner, optimizer = accelerator.prepare(module, optimizer)
     # batch statistics follow the target's features, but stay the source's where its own features come in as well
     learner.train(recipe.tune and not recipe.both)
-    _, height, width = networks.target.preprocess.input_size
     # statistics are those of a whole batch
-    most = max(1, PIXELS // (height * width)) if on_cpu and not module.training else batches.batch_size
+    most = None if module.training else at_once(networks.target.preprocess.input_size, networks.device, PIXELS)
     views = _views(shown, Copies(batches.seed, recipe.flip), max(1, round(recipe.epochs / SHOWINGS)))
     for step, (images, labels) in enumerate(islice(views, steps), 1):
         feature = networks.target.feature(images, pair[0])
         lesson = taught(networks, images, labels, [pair[1]] if recipe.both else (), recipe.anchored)
         goal = Goal.of(lesson, labels, recipe.anchored)
-        for rows in torch.arange(len(labels), device=networks.device).split(most):
+        for rows in torch.arange(len(labels), device=networks.device).split(most or len(labels)):
             with _precision(networks.device):
                 output = learner(feature[rows])
                 # the same tail serves other targets through other adapters, and any through the source's own trunk

@@ -33,12 +33,11 @@ class Moments:
         self.square: Any = 0.0
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, gram: Tensor | None = None) -> Moments:
-        """Those of rows x [N, C] and y [N, D]; ``gram`` is the first of them where it is known."""
+    def of(cls, x: Tensor, y: Tensor, gram: Tensor | None) -> Moments:
+        """Those of rows x [N, C] and y [N, D], where ``gram`` is X'X; of no rows, and then None, they are empty."""
         seen = cls()
-        if len(x):
-            seen.gram = summed(x, with_constant(x)) if gram is None else gram
-            seen.cross, seen.square = summed(x, y), (y * y).sum(0).double()
+        if gram is not None:
+            seen.gram, seen.cross, seen.square = gram, summed(x, y), (y * y).sum(0).double()
         return seen
 
     def add(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:

@@ -1,9 +1,8 @@
-"""Adapters in closed form, and the search for the insertion point.
+"""Adapters in closed form, and the pairs that they are for.
 
-Source and target are frozen, so one forward pass of each gives the features at every point. For each admissible pair
-(target point, source cut) the moments X'X and X'Y are accumulated in float64 and the adapter is the solution of a ridge
-regression. How well a pair does is judged by what comes out at the end (``pnc_hub.cloning.search.curve``), not by how
-similar two layers look.
+Source and target are frozen, so one forward pass of each gives the features at every point. For each pair (target point,
+source cut) that is asked for, the adapter is the solution of a ridge regression on what was kept of that pass. How well a pair
+does is judged by what comes out at the end (``pnc_hub.cloning.search.curve``), not by how similar two layers look.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from the kernel, zeroed: up to two thirds of the time of a MobileNetV2. Other al
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ KEPT = 1 << 30  # bytes at the top of the heap, and of one allocation, that stay
 # What glibc itself comes to where large blocks are freed (mallopt(3): both thresholds are dynamic, and end here). They cannot
 # be read, and once they are set they stay where they are put.
 USUAL = {MMAP: 32 << 20, TRIM: 64 << 20}
+SET_BY_USERS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 @contextmanager
@@ -37,8 +39,8 @@ def memory_kept() -> Iterator[None]:
 
 
 def _glibc() -> Any:
-    """The C library, where it is glibc."""
-    if platform.libc_ver()[0] != "glibc":
+    """The C library, where it is glibc and its user has not set thresholds, which could not be put back."""
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in SET_BY_USERS):
         return None
     library = ctypes.CDLL(None)
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pnc_hub.cloning.images.data import UNLABELLED, Images
 from pnc_hub.cloning.images.kept import PICTURE, Kept
-from pnc_hub.cloning.images.shown import PIXELS, Shown
+from pnc_hub.cloning.images.shown import Shown, at_once
 from pnc_hub.errors import DataError
 
 PARTS = 4  # of a split; each class has an image at least in each
@@ -143,9 +143,8 @@ class Loader:
         shared = order is not None and processes > 1
         if shared:
             size = max(1, len(entries) // (processes * math.ceil(len(entries) / size)))
-        if order is None and accelerator.device.type == "cpu" and entries:
-            _, height, width = entries[0][0].preprocess.input_size
-            size = min(size, max(1, PIXELS // (height * width)))
+        if order is None and entries:
+            size = min(size, at_once(entries[0][0].preprocess.input_size, accelerator.device) or size)
         loader = DataLoader(
             _Entries(entries, kept),
             size,

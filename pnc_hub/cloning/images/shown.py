@@ -17,9 +17,13 @@ from pnc_hub.cloning.images.kept import PICTURE, Kept
 # and again; of larger batches the pages come new each time, which took two thirds of a MobileNetV2's time.
 PIXELS = 4 * 224 * 224
 HALF_MOST = 60_000.0  # what is larger is not kept in half precision
-LARGEST = (
-    2  # so many times as many numbers as the image has; larger features come early, and are quicker made than kept
-)
+# A feature may have so many times the numbers of its image. Larger ones come early, and are quicker made than kept.
+LARGEST = 2
+
+
+def at_once(size: tuple[int, int, int], device: torch.device, pixels: int = PIXELS) -> int | None:
+    """How many images of ``size`` (C, H, W) have so many pixels together; None on an accelerator, which takes any number."""
+    return max(1, pixels // (size[1] * size[2])) if device.type == "cpu" else None
 
 
 class Shown:
@@ -35,9 +39,8 @@ class Shown:
     ) -> None:
         """``members`` are (set, position); ``read`` holds those that another process has decoded already."""
         self.members, self.kept, self.device, self.change = members, kept, device, change
-        self.copies: tuple[Copies, Sequence[int]] | None = (
-            None  # which copy of each is shown, where not the image itself
-        )
+        # which copy of each is shown, where it is not the image itself
+        self.copies: tuple[Copies, Sequence[int]] | None = None
         self._read = [images.key(position) for images, position in members]
         self.keys: list[Any] = self._read
         self._unkept: dict[int, Tensor] = {}  # pictures for which there was no room, for as long as the batch is in use
@@ -133,9 +136,8 @@ class Remembered:
 
 def _in_parts(images: Shown, rows: list[int]) -> Iterator[list[int]]:
     """``rows`` in as many parts as memory likes; an accelerator takes all at once."""
-    _, height, width = images.members[0][0].preprocess.input_size
-    size = max(1, PIXELS // (height * width)) if images.device.type == "cpu" else len(rows)
-    yield from (rows[start : start + size] for start in range(0, len(rows), max(1, size)))
+    size = at_once(images.members[0][0].preprocess.input_size, images.device) or max(1, len(rows))
+    yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _halved(rows: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pnc_hub.cloning.fitting import ridge, stitch
@@ -13,12 +13,12 @@ from pnc_hub.cloning.fitting.refine import Recipe
 from pnc_hub.cloning.fitting.stitch import Candidate, Stitches
 from pnc_hub.cloning.images.batches import Batches
 from pnc_hub.cloning.networks import Networks, SourceAndTarget
-from pnc_hub.cloning.search.curve import Judged, insertion_curve
+from pnc_hub.cloning.search.curve import Judged, Pair, insertion_curve
 from pnc_hub.cloning.search.learned import Learned, with_gates
 from pnc_hub.cloning.search.phases import begin
 from pnc_hub.cloning.search.trials import Size, promising, refined
 from pnc_hub.errors import InsertionPointError
-from pnc_hub.models.insertion import INPUT, InsertionPoint
+from pnc_hub.models.insertion import INPUT
 from pnc_hub.module import CloneModule
 
 MAX_RIDGE_IMAGES = 500  # in each part
@@ -42,9 +42,22 @@ def best_clone(
         SourceError: none can be made small enough.
     """
     pairs = search_pairs(networks, fixed)
+    curve, head = _judged_places(networks, batches, pairs, bar)
+    trials = promising(networks, batches, curve, head, size, not recipe.epochs, bar)
+    best = refined(trials, networks, batches, recipe, bar)
+    learned = with_gates(best.module, best.stitched, networks, batches, locality_budget, recipe.universal)
+    learned.stages = best.stages()
+    return learned, curve
+
+
+def _judged_places(
+    networks: Networks, batches: Batches, pairs: list[Pair], bar: tqdm[Any]
+) -> tuple[list[Judged], nn.Linear]:
+    """The curve over ``pairs``, and the head's rows. Rows of regressions and whole tails are let go of at the end."""
     begin(bar, "read images")
     stitches = Stitches(networks, batches, pairs, MAX_RIDGE_IMAGES // 2)
-    for bar.total in stitches.read():
+    for total in stitches.read():
+        bar.total = total
         bar.update()
     head = networks.head_rows(reject_rows(networks, batches))
     begin(bar, "judge places")
@@ -54,11 +67,7 @@ def best_clone(
         return CloneModule(candidate.adapter, tail(candidate.cut.name), head)
 
     curve = insertion_curve(networks, batches, stitches, whole, lambda judged: bar.set_postfix_str(_promise(judged)))
-    trials = promising(networks, batches, curve, head, size, not recipe.epochs, bar)
-    best = refined(trials, networks, batches, recipe, bar)
-    learned = with_gates(best.module, best.stitched, networks, batches, locality_budget, recipe.universal)
-    learned.stages = best.stages()
-    return learned, curve
+    return curve, head
 
 
 def _promise(judged: Judged) -> str:
@@ -67,9 +76,7 @@ def _promise(judged: Judged) -> str:
     return f"{place} promises {judged.tar:.0%} of the cloned classes, {judged.macs / 1e6:,.0f} million MACs"
 
 
-def search_pairs(
-    networks: SourceAndTarget, fixed: tuple[str | None, str | None]
-) -> list[tuple[InsertionPoint, InsertionPoint]]:
+def search_pairs(networks: SourceAndTarget, fixed: tuple[str | None, str | None]) -> list[Pair]:
     """The pairs to search, or ``InsertionPointError``; ``fixed`` is (insertion point, cut) where the caller chose them."""
     points, cuts = networks.target.skeleton.points, networks.cuts()
     choices = (points, "insertion point of the target"), (cuts, "cut of the source")

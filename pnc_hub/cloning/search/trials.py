@@ -81,9 +81,10 @@ def promising(
         SourceError: none can be made small enough.
     """
     trials: list[Trial] = []
-    begin(bar, "prune", min(TRIALS, len(curve)))
+    worth = _closed(curve, size) if closed else _varied(curve, size)
+    begin(bar, "prune", min(TRIALS, len(worth)))
     refusal = "every adapter alone is larger; allow more with keep="
-    for judged in _closed(curve, size) if closed else _varied(curve, size):
+    for judged in worth:
         try:
             trials.append(Trial(judged, _pruned(networks, batches, judged.candidate, head, size)))
         except SourceError as error:
@@ -177,16 +178,15 @@ def _refine(trial: Trial, networks: Networks, batches: Batches, recipe: Recipe, 
     pair = (trial.candidate.insertion.name, trial.candidate.cut.name)
     bar.set_postfix_str(" -> ".join(pair))
     held_out = batches.mixed("choose", each=MAX_IMAGES)
-    known: list[Goal] = []  # of all held-out images together, so that both sides weigh the same
+    taught = gather(lambda images: {"lesson": networks.teach(images)[:2]}, held_out)
+    cloned, rejected = taught["lesson"]
+    # of all held-out images together, so that both sides weigh the same
+    goal = Goal.of(Lesson(cloned, rejected, cloned, {}), taught["labels"], recipe.anchored)
 
     def score(module: CloneModule) -> float:
         """Minus the distance from the goal over all held-out images."""
-        if not known:
-            lesson = gather(lambda images: {"lesson": networks.teach(images)[:2]}, held_out)
-            cloned, rejected = lesson["lesson"]
-            known.append(Goal.of(Lesson(cloned, rejected, cloned, {}), lesson["labels"], recipe.anchored))
         said = gather(lambda images: {"said": module(networks.target.feature(images, pair[0]))[:2]}, held_out)
-        return -float(known[0].distance(said["said"]))
+        return -float(goal.distance(said["said"]))
 
     best = trial.score if trial.score > float("-inf") else None
     trial.score = refine(trial.module, networks, batches, pair, recipe, score, bar.update, best)
